@@ -1,0 +1,80 @@
+"""Write a results file: every benchmark's summary and rows, with machine, versions and commit."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "transformers", "triton", "numpy", "ortools", "pulp", "highspy", "mip")
+
+
+def write(name: str, summary: dict[str, Any], rows: list[dict[str, Any]]) -> Path:
+    """Write `results/<name>.json` and return its path.
+
+    `summary` holds the figures the README quotes, `rows` what they were computed from. Times are
+    seconds, sizes bytes, relative errors fractions.
+    """
+    record = {
+        "summary": summary,
+        "rows": rows,
+        "machine": machine(),
+        "versions": versions(),
+        "commit": commit(),
+        "command": " ".join(["python", *sys.argv]),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(record, indent=1) + "\n")
+    os.replace(temporary, path)
+    return path
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, memory and, where there is one, GPU of this machine."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    found = {
+        "processor": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": platform.system(),
+    }
+    if "torch" in sys.modules:
+        torch = sys.modules["torch"]
+        if torch.cuda.is_available():
+            found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def versions() -> dict[str, str]:
+    """Python and the packages whose version can change a measurement."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str:
+    """The commit measured, with `+` where the tree had uncommitted changes."""
+    root = Path(__file__).parent.parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *words], capture_output=True, text=True, check=False
+        ).stdout.strip()
+
+    return git("rev-parse", "--short", "HEAD") + (
+        "+" if git("status", "--porcelain", "-uno") else ""
+    )
