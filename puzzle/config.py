@@ -1,0 +1,153 @@
+"""The configuration of a run: every field, its default, and the strict loader of its YAML.
+
+>>> config = load_config(None, ["seed=7", "space.ffn+=ffn768"])
+>>> config.seed, config.space.ffn[-1], config.budget
+(7, 'ffn768', 'h100-1gpu')
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from puzzle.blocks.variant import parse_attention, parse_ffn
+from puzzle.errors import PuzzleError
+from puzzle.strict_yaml import Document, Override, StrictModel
+
+
+def _space_entry(parse: Callable[[str], object]) -> Callable[[str], str]:
+    """A check that an entry is a percentage of the parent's, or a variant's own text."""
+
+    def check(entry: str) -> str:
+        if match := re.fullmatch(r"(\d+(?:\.\d+)?)%", entry):
+            if not 0 < float(match[1]) <= 100:
+                raise ValueError("expected a percentage above 0% and up to 100%")
+        else:
+            try:
+                parse(entry)
+            except ValueError as error:
+                raise ValueError(f"a percentage like 50%, or a variant ({error})") from None
+        return entry
+
+    return check
+
+
+AttentionEntry = Annotated[str, AfterValidator(_space_entry(parse_attention))]
+FFNEntry = Annotated[str, AfterValidator(_space_entry(parse_ffn))]
+
+
+class Space(StrictModel):
+    """Which variants each layer may take: percentages of the parent's, or variants by name."""
+
+    attention: tuple[AttentionEntry, ...] = ("100%", "50%", "25%", "12.5%", "linear", "noop")
+    ffn: tuple[FFNEntry, ...] = (
+        *("100%", "87%", "75%", "50%", "25%", "20%", "10%"),
+        *("linear", "noop"),
+    )
+    keep: tuple[NonNegativeInt, ...] = ()  # layers that stay as the parent's
+
+
+class Tokens(StrictModel):
+    """How much text each of the three disjoint splits gives."""
+
+    calibration: PositiveInt = 65_536
+    scoring: PositiveInt = 4_096
+    evaluation: PositiveInt = 16_384
+
+
+class Distill(StrictModel):
+    """Blockwise local distillation of every variant; 0 tokens leaves the initialization."""
+
+    tokens: NonNegativeInt = 65_536
+    batch_tokens: PositiveInt = 2_048
+    learning_rate: PositiveFloat = 1e-3
+
+
+class Scoring(StrictModel):
+    """Fisher scores: how many sets of labels are drawn from the parent's distribution."""
+
+    samples: PositiveInt = 8
+
+
+class Heal(StrictModel):
+    """Global distillation of the child: loss = cosine sum_layers (1 - cos) + kl KL(p || c)."""
+
+    tokens: NonNegativeInt = 131_072
+    batch_tokens: PositiveInt = 2_048
+    learning_rate: PositiveFloat = 5e-4
+    cosine: NonNegativeFloat = 1.0
+    kl: NonNegativeFloat = 1.0
+
+
+class Config(StrictModel):
+    """One run, whole; what is not said is the embedded demonstration."""
+
+    model: str = "embedded"  # or a checkpoint folder, or a hub id
+    data: str = "embedded"  # or text files, or a hub dataset
+    budget: str = "h100-1gpu"  # or a budget's YAML file
+    target: Literal["vllm", "hf"] = "vllm"  # the engine that must load the child
+    seed: NonNegativeInt = 0
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the search's own arithmetic
+    sequence_length: PositiveInt = 256
+    tokens: Tokens = Tokens()
+    space: Space = Space()
+    distill: Distill = Distill()
+    score: Scoring = Scoring()
+    heal: Heal = Heal()
+
+    def to_yaml(self) -> str:
+        """The configuration as YAML that `load_config` reads back to the same value."""
+        text: str = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return text
+
+
+def load_config(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a run's YAML, then apply `a.b=c` and `a.b+=c` (append to a list) in order."""
+    document = Document.read(path) if path else Document("defaults", {})
+    for text in overrides:
+        document = _override(document, text)
+    return document.validate(Config)
+
+
+def _override(document: Document, text: str) -> Document:
+    name, equals, written = text.partition("=")
+    append = name.endswith("+")
+    keys = tuple(name.removesuffix("+").strip().split("."))
+    if not equals or not all(keys):
+        raise PuzzleError(f"--set {text}: write key=value, like distill.tokens=65536")
+    try:
+        value = yaml.safe_load(written)
+    except yaml.YAMLError:
+        raise PuzzleError(f"--set {text}: {written!r} is not a YAML value") from None
+    if append:
+        value = [*_list_at(document.data, keys, text), value]
+    return replace(
+        document,
+        data=_with(document.data, keys, value),
+        overrides=(*document.overrides, Override(keys, text)),
+    )
+
+
+def _with(data: Any, keys: Sequence[str], value: Any) -> dict[str, Any]:
+    """A copy of nested mappings with one value set."""
+    mapping = dict(data) if isinstance(data, dict) else {}
+    first, *rest = keys
+    mapping[first] = _with(mapping.get(first), rest, value) if rest else value
+    return mapping
+
+
+def _list_at(data: dict[str, Any], keys: Sequence[str], text: str) -> list[Any]:
+    """The list that `+=` extends: the file's, or the default's."""
+    for candidate in (data, Config().model_dump(mode="json")):
+        found: Any = candidate
+        for key in keys:
+            found = found.get(key) if isinstance(found, dict) else None
+        if isinstance(found, list):
+            return found
+    raise PuzzleError(f"--set {text}: {'.'.join(keys)} is not a list; write = instead of +=")
