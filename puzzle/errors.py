@@ -1,4 +1,4 @@
-"""The two errors a user can meet; the command line turns them into one sentence and an exit code."""
+"""The errors a user can meet; the command line prints their sentence and exits with their code."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Checkpoint folders that serving engines load as they are."""

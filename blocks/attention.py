@@ -1,0 +1,55 @@
+"""How an attention variant starts from the parent's attention.
+
+Legend: D hidden, H query heads, K KV heads of the parent, k of the child, d head_dim.
+Weights are named as inside a layer: `self_attn.q_proj.weight` [H d, D], `self_attn.k_proj.weight`
+and `self_attn.v_proj.weight` [K d, D], `self_attn.o_proj.weight` [D, H d].
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .variant import GQA, AttentionVariant, NoOp
+
+Weights = dict[str, torch.Tensor]
+NORM = "input_layernorm."
+ATTENTION = "self_attn."
+
+
+def initial_attention(variant: AttentionVariant, parent: Weights, head_dim: int) -> Weights:
+    """The attention half of `variant`, computed from the parent layer's weights alone.
+
+    Fewer KV heads: K and V projections are mean-pooled inside each new group (Ainslie et al.,
+    2023). Linear: `sum_h W_o[h] W_v[g(h)]`, attention in which each token sees itself.
+
+    Raises:
+        ValueError: when the new number of KV heads does not divide the parent's.
+    """
+    if isinstance(variant, NoOp):
+        return {}
+    half = {name: w for name, w in parent.items() if name.startswith((NORM, ATTENTION))}
+    if isinstance(variant, GQA):
+        return {name: _pool(name, w, variant.kv_heads, head_dim) for name, w in half.items()}
+    norm = {name: w for name, w in half.items() if name.startswith(NORM)}
+    return norm | {"self_attn.linear_attn.weight": self_attention_map(half, head_dim)}
+
+
+def self_attention_map(parent: Weights, head_dim: int) -> torch.Tensor:
+    """`W_o W_v` [D, D]: what attention computes when every token attends to itself only."""
+    value = parent["self_attn.v_proj.weight"].unflatten(0, (-1, head_dim))  # K d D
+    output = parent["self_attn.o_proj.weight"].unflatten(1, (-1, head_dim))  # D H d
+    group = output.shape[1] // value.shape[0]
+    return torch.einsum("ohd,hdi->oi", output, value.repeat_interleave(group, dim=0))
+
+
+def _pool(name: str, weight: torch.Tensor, kv_heads: int, head_dim: int) -> torch.Tensor:
+    """Mean-pool a K or V projection (weight or bias) to `kv_heads`; others pass through."""
+    if not name.startswith(("self_attn.k_proj.", "self_attn.v_proj.")):
+        return weight
+    heads = weight.shape[0] // head_dim
+    if heads % kv_heads:
+        raise ValueError(f"{kv_heads} KV heads do not divide the parent's {heads}")
+    if heads == kv_heads:
+        return weight
+    grouped = weight.unflatten(0, (kv_heads, heads // kv_heads, head_dim))
+    return grouped.mean(dim=1).flatten(0, 1)

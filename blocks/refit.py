@@ -1,0 +1,65 @@
+"""Closed-form refit: the last linear map of a half, solved by weighted ridge least squares.
+
+After choosing what a variant keeps, its last matrix (`down_proj`, `o_proj`, or the one matrix of
+a linear half) is set to what best reproduces the parent's output on calibration tokens. The
+normal equations are accumulated once per layer: every FFN width reads a submatrix of one Gram
+matrix. Tokens are weighted, because in a layer that writes a massive activation plain least
+squares serves that one token.
+
+Legend: N tokens, F features, D hidden.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+RIDGE = 1e-3  # of the mean feature energy
+
+
+@dataclass(frozen=True)
+class NormalEquations:
+    """`gram` [F, F] = sum w x x^T and `cross` [F, D] = sum w x y^T, in float64."""
+
+    gram: torch.Tensor
+    cross: torch.Tensor
+
+    @classmethod
+    def zeros(cls, features: int, outputs: int) -> NormalEquations:
+        """No tokens yet."""
+        return cls(
+            torch.zeros(features, features, dtype=torch.float64),
+            torch.zeros(features, outputs, dtype=torch.float64),
+        )
+
+    def plus(
+        self, x_NF: torch.Tensor, y_ND: torch.Tensor, weight_N: torch.Tensor
+    ) -> NormalEquations:
+        """These equations with N more tokens; products in float32, sums in float64."""
+        weighted_FN = (x_NF * weight_N[:, None]).T
+        return NormalEquations(
+            self.gram + (weighted_FN @ x_NF).double(), self.cross + (weighted_FN @ y_ND).double()
+        )
+
+    def features(self, kept: torch.Tensor) -> NormalEquations:
+        """The equations of a subset of the features."""
+        return NormalEquations(self.gram[kept][:, kept], self.cross[kept])
+
+    def solve(self, start_DF: torch.Tensor) -> torch.Tensor:
+        """The matrix M [D, F] that minimises `sum w |M x - y|^2 + ridge |M - start|^2`.
+
+        Shrinking towards the sliced matrix rather than towards zero keeps directions that the
+        calibration tokens do not cover as the parent had them.
+        """
+        start = start_DF.double().T
+        ridge = RIDGE * self.gram.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
+        system = self.gram + ridge * torch.eye(len(self.gram), dtype=torch.float64)
+        change = torch.linalg.solve(system, self.cross - self.gram @ start)
+        return (start + change).T.to(start_DF.dtype)
+
+
+def token_weights(stream_ND: torch.Tensor) -> torch.Tensor:
+    """`1 / |h|^2` of the residual stream after the layer, with mean 1 [N]."""
+    weight = 1 / stream_ND.float().square().sum(dim=-1).clamp_min(1e-12)
+    return weight / weight.mean()

@@ -1,0 +1,290 @@
+"""Models whose layers differ, from transformers' own layer classes; shipped in every checkpoint.
+
+A layer is two residual halves. Each half holds the parent family's own attention or MLP class,
+built with this layer's KV heads or width, or one linear map, or nothing at all; a half without
+work has no norm either. Layers without attention own no KV cache: cache slots are counted over
+the layers that have attention, so that slot 0, which transformers asks for the length, exists.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from .configuration_puzzle import (
+    DeciLMConfig,
+    PuzzleMistralConfig,
+    PuzzleNemotronConfig,
+    PuzzleQwen2Config,
+    PuzzleQwen3Config,
+)
+
+# model type -> the transformers family whose layer classes it uses, and their prefix
+FAMILIES = {
+    "nemotron-nas": ("llama", "Llama"),
+    "puzzle-mistral": ("mistral", "Mistral"),
+    "puzzle-qwen2": ("qwen2", "Qwen2"),
+    "puzzle-qwen3": ("qwen3", "Qwen3"),
+    "puzzle-nemotron": ("nemotron", "Nemotron"),
+}
+
+
+def family_class(config: Any, name: str) -> Any:
+    """The class `name` (Attention, MLP, RotaryEmbedding) of the family of `config`."""
+    module, prefix = FAMILIES[config.model_type]
+    return getattr(
+        importlib.import_module(f"transformers.models.{module}.modeling_{module}"), prefix + name
+    )
+
+
+def norm(config: Any) -> nn.Module:
+    """A new norm over the hidden size, of the family's class."""
+    if config.model_type == "puzzle-nemotron":
+        return family_class(config, "LayerNorm1P")(config.hidden_size, eps=config.norm_eps)
+    return family_class(config, "RMSNorm")(config.hidden_size, eps=config.rms_norm_eps)
+
+
+def kv_heads(config: Any, attention: dict[str, Any]) -> int:
+    """KV heads of one layer's attention entry."""
+    return config.num_attention_heads // attention["n_heads_in_group"]
+
+
+def intermediate_size(config: Any, ffn: dict[str, Any]) -> int:
+    """Width of one layer's FFN entry: as written, or from `ffn_mult` rounded up to 256."""
+    if ffn.get("intermediate_size"):
+        return int(ffn["intermediate_size"])
+    return -(-int(2 * ffn["ffn_mult"] * config.hidden_size / 3) // 256) * 256
+
+
+class LinearAttention(nn.Module):
+    """One linear map in place of attention: every token sees only itself."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.linear_attn = nn.Linear(hidden_size, hidden_size, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
+        return self.linear_attn(hidden_states), None
+
+
+class LinearMLP(nn.Module):
+    """One linear map in place of the feed-forward network."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.linear_mlp = nn.Linear(hidden_size, hidden_size, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.linear_mlp(hidden_states)
+
+
+def attention_module(config: Any, attention: dict[str, Any], cache_slot: int) -> nn.Module | None:
+    """The attention of one layer, or None for a no-op."""
+    if attention["no_op"]:
+        return None
+    if attention["replace_with_linear"]:
+        return LinearAttention(config.hidden_size)
+    own = copy.copy(config)
+    own.num_key_value_heads = kv_heads(config, attention)
+    own.sliding_window = attention["window_length"]
+    kind = "sliding_attention" if attention["window_length"] else "full_attention"
+    own.layer_types = [kind] * config.num_hidden_layers
+    return family_class(config, "Attention")(own, cache_slot)
+
+
+def ffn_module(config: Any, ffn: dict[str, Any]) -> nn.Module | None:
+    """The feed-forward network of one layer, or None for a no-op."""
+    if ffn["no_op"]:
+        return None
+    if ffn["replace_with_linear"]:
+        return LinearMLP(config.hidden_size)
+    own = copy.copy(config)
+    own.intermediate_size = intermediate_size(config, ffn)
+    return family_class(config, "MLP")(own)
+
+
+class PuzzleLayer(GradientCheckpointingLayer):
+    """One layer: an attention half and an FFN half, either of which may be missing."""
+
+    def __init__(self, config: Any, block: dict[str, Any], cache_slot: int) -> None:
+        super().__init__()
+        self.window = block["attention"]["window_length"]
+        self.self_attn = attention_module(config, block["attention"], cache_slot)
+        self.mlp = ffn_module(config, block["ffn"])
+        self.input_layernorm = norm(config) if self.self_attn is not None else None
+        self.post_attention_layernorm = norm(config) if self.mlp is not None else None
+
+    def attend(self, hidden_states: torch.Tensor, **context: Any) -> torch.Tensor:
+        """The residual stream [B, T, D] after the attention half."""
+        if self.self_attn is None or self.input_layernorm is None:
+            return hidden_states
+        output, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **context)
+        return hidden_states + output
+
+    def feed(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The residual stream [B, T, D] after the FFN half."""
+        if self.mlp is None or self.post_attention_layernorm is None:
+            return hidden_states
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+
+    def forward(self, hidden_states: torch.Tensor, **context: Any) -> torch.Tensor:
+        return self.feed(self.attend(hidden_states, **context))
+
+
+class PuzzlePreTrainedModel(PreTrainedModel):
+    """What transformers needs to know of every model of this file."""
+
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = ["PuzzleLayer"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+
+class PuzzleModel(PuzzlePreTrainedModel):
+    """Embedding, layers that differ, final norm."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        layers, cache_slot = [], 0
+        for block in config.block_configs:
+            layers.append(PuzzleLayer(config, block, cache_slot))
+            attention = block["attention"]
+            cache_slot += not (attention["no_op"] or attention["replace_with_linear"])
+        self.layers = nn.ModuleList(layers)
+        self.norm = norm(config)
+        self.rotary_emb = family_class(config, "RotaryEmbedding")(config=config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        cache: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool = False,
+        **_: Any,
+    ) -> BaseModelOutputWithPast:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        if use_cache and cache is None:
+            cache = DynamicCache()
+        if position_ids is None:
+            past = cache.get_seq_length() if cache is not None else 0
+            positions = torch.arange(hidden_states.shape[1], device=hidden_states.device)
+            position_ids = (positions + past).unsqueeze(0)
+        masks = layer_masks(
+            self.config,
+            {layer.window for layer in self.layers},
+            inputs_embeds=hidden_states,
+            attention_mask=attention_mask,
+            cache=cache,
+            position_ids=position_ids,
+        )
+        position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
+        streams = [hidden_states]
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=masks[layer.window],
+                position_ids=position_ids,
+                position_embeddings=position_embeddings,
+                cache=cache,
+                use_cache=use_cache,
+            )
+            streams.append(hidden_states)
+        hidden_states = self.norm(hidden_states)
+        return BaseModelOutputWithPast(
+            last_hidden_state=hidden_states,
+            cache=cache,
+            hidden_states=(*streams[:-1], hidden_states) if output_hidden_states else None,
+        )
+
+
+def layer_masks(config: Any, windows: set[int | None], **context: Any) -> dict[int | None, Any]:
+    """The causal mask of each window length present (None: the whole past)."""
+    masks = {}
+    for window in windows:
+        if window is None:
+            masks[window] = create_causal_mask(config=config, **context)
+        else:
+            own = copy.copy(config)
+            own.sliding_window = window
+            masks[window] = create_sliding_window_causal_mask(config=own, **context)
+    return masks
+
+
+class PuzzleForCausalLM(PuzzlePreTrainedModel, GenerationMixin):
+    """A causal language model whose layers differ."""
+
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.model = PuzzleModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **context: Any,
+    ) -> CausalLMOutputWithPast:
+        outputs = self.model(input_ids=input_ids, **context)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits, cache=outputs.cache, hidden_states=outputs.hidden_states
+        )
+
+
+class DeciLMForCausalLM(PuzzleForCausalLM):
+    """A Llama whose layers differ."""
+
+    config_class = DeciLMConfig
+
+
+class PuzzleMistralForCausalLM(PuzzleForCausalLM):
+    """A Mistral whose layers differ."""
+
+    config_class = PuzzleMistralConfig
+
+
+class PuzzleQwen2ForCausalLM(PuzzleForCausalLM):
+    """A Qwen2 or Qwen2.5 whose layers differ."""
+
+    config_class = PuzzleQwen2Config
+
+
+class PuzzleQwen3ForCausalLM(PuzzleForCausalLM):
+    """A Qwen3 whose layers differ."""
+
+    config_class = PuzzleQwen3Config
+
+
+class PuzzleNemotronForCausalLM(PuzzleForCausalLM):
+    """A Nemotron whose layers differ."""
+
+    config_class = PuzzleNemotronConfig

@@ -1,0 +1,112 @@
+"""From blocks to torch modules: the bridge between `Block` values and the exported model classes.
+
+The child in memory is the class that is exported, so what is trained, scored and measured is what
+is served. A block's entry in `block_configs` (the DeciLM format, see export/) is its description.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from puzzle.blocks.variant import FFN, GQA, Block, LinearMap, NoOp
+from puzzle.export import configuration_puzzle, modeling_puzzle
+from puzzle.export.modeling_puzzle import PuzzleForCausalLM, PuzzleLayer
+
+# parent's model_type -> (configuration class, model class) of its children
+FAMILIES = {
+    "llama": ("DeciLMConfig", "DeciLMForCausalLM"),
+    "mistral": ("PuzzleMistralConfig", "PuzzleMistralForCausalLM"),
+    "qwen2": ("PuzzleQwen2Config", "PuzzleQwen2ForCausalLM"),
+    "qwen3": ("PuzzleQwen3Config", "PuzzleQwen3ForCausalLM"),
+    "nemotron": ("PuzzleNemotronConfig", "PuzzleNemotronForCausalLM"),
+}
+
+Weights = dict[str, torch.Tensor]
+
+
+def block_config(block: Block, heads: int) -> dict[str, Any]:
+    """The `block_configs` entry of a block in a model with `heads` query heads.
+
+    The FFN width is written as `intermediate_size`; the exporter rewrites it for its target.
+    """
+    attention, ffn = block.attention, block.ffn
+    is_gqa = isinstance(attention, GQA)
+    return {
+        "attention": {
+            "n_heads_in_group": heads // attention.kv_heads if is_gqa else None,
+            "no_op": isinstance(attention, NoOp),
+            "replace_with_linear": isinstance(attention, LinearMap),
+            "num_sink_tokens": None,
+            "sparsify": None,
+            "unshifted_sink": False,
+            "use_prefill_window_in_sink_attention": False,
+            "window_length": attention.window if is_gqa else None,
+        },
+        "ffn": {
+            "intermediate_size": ffn.intermediate_size if isinstance(ffn, FFN) else None,
+            "ffn_mult": None,
+            "no_op": isinstance(ffn, NoOp),
+            "replace_with_linear": isinstance(ffn, LinearMap),
+            "sparsify": None,
+        },
+    }
+
+
+def child_config(parent_config: Any, blocks: Sequence[Block]) -> Any:
+    """The configuration of a model that holds `blocks`, in the family of `parent_config`.
+
+    Windows belong to the layers, so the model-wide ones are cleared: the KV cache then keeps every
+    token, and each layer's mask hides what its window does not see.
+    """
+    config_class = getattr(configuration_puzzle, FAMILIES[parent_config.model_type][0])
+    fields = parent_config.to_dict()
+    for name in ("model_type", "architectures", "auto_map", "transformers_version"):
+        fields.pop(name, None)
+    fields["num_hidden_layers"] = len(blocks)
+    if "layer_types" in fields:
+        fields["layer_types"] = ["full_attention"] * len(blocks)
+    if "sliding_window" in fields:
+        fields |= {"sliding_window": None, "use_sliding_window": False}
+    fields["block_configs"] = [
+        block_config(block, fields["num_attention_heads"]) for block in blocks
+    ]
+    config = config_class(**fields)
+    config._attn_implementation = "sdpa"
+    return config
+
+
+def build_layer(parent_config: Any, block: Block, weights: Weights | None = None) -> PuzzleLayer:
+    """One layer holding `block`; with `weights` loaded, else on the meta device (shapes only)."""
+    config = child_config(parent_config, [block])
+    with torch.device("meta"):
+        layer = PuzzleLayer(config, config.block_configs[0], cache_slot=0)
+    if weights is not None:
+        load(layer, weights)
+    return layer.eval()
+
+
+def build_model(parent_config: Any, blocks: Sequence[Block]) -> PuzzleForCausalLM:
+    """A child of `parent_config`'s family on the meta device, ready for `load`."""
+    model_class = getattr(modeling_puzzle, FAMILIES[parent_config.model_type][1])
+    config = child_config(parent_config, blocks)
+    with torch.device("meta"):
+        model = model_class(config)
+    model.model.rotary_emb = rotary(config)
+    return model.eval()
+
+
+def rotary(config: Any) -> nn.Module:
+    """The family's rotary embedding, whose buffers are computed rather than loaded."""
+    with torch.device("cpu"):
+        return modeling_puzzle.family_class(config, "RotaryEmbedding")(config=config)
+
+
+def load(module: nn.Module, weights: Weights) -> None:
+    """Give `module`, built on the meta device, exactly these tensors (no copy); strict on names."""
+    module.load_state_dict(weights, strict=True, assign=True)
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)

@@ -1,0 +1,211 @@
+"""The parent: a pretrained causal language model, opened one layer at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer
+
+from puzzle.blocks.variant import FFN, GQA, Block
+from puzzle.errors import PuzzleError
+from puzzle.export.modeling_puzzle import PuzzleLayer, layer_masks, norm
+from puzzle.modules import FAMILIES, Weights, build_layer, child_config, load, rotary
+from puzzle.shape import Shape
+
+
+class Parent:
+    """A Hugging Face causal LM in a local folder; holds no weights, reads them when asked.
+
+    `name` is what the user called it, `config` its transformers configuration, `shape` the sizes
+    that costs depend on, `blocks` what each of its layers holds, `dtype` that of all arithmetic.
+    """
+
+    def __init__(self, folder: Path, name: str, dtype: torch.dtype = torch.float32) -> None:
+        self.folder, self.name, self.dtype = folder, name, dtype
+        self.config = _read_config(folder, name)
+        self.shape = Shape.from_config(self.config.to_dict())
+        self.blocks = _blocks(self.config)
+        self._files = _weight_files(folder, name)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The parent's tokenizer; PuzzleError where the folder has none."""
+        try:
+            return AutoTokenizer.from_pretrained(self.folder)
+        except Exception as error:
+            raise PuzzleError(
+                f"{self.name} has no tokenizer that loads ({_first_line(error)}); "
+                "put tokenizer.json and tokenizer_config.json beside config.json"
+            ) from None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies configuration and weights: a hash of the config and of each file's header."""
+        digest = hashlib.sha256((self.folder / "config.json").read_bytes())
+        digest.update(str(self.dtype).encode())
+        for path in sorted(set(self._files.values())):
+            with path.open("rb") as file:
+                digest.update(file.read(1 << 20))
+                file.seek(-min(path.stat().st_size, 1 << 20), 2)
+                digest.update(file.read())
+        return digest.hexdigest()[:16]
+
+    def tensors(self, names: Iterable[str]) -> Weights:
+        """The named tensors in the compute dtype; PuzzleError on a missing or non-finite one."""
+        found = {}
+        for name in names:
+            if name not in self._files:
+                raise PuzzleError(f"{self.name} has no tensor {name}; is the checkpoint complete?")
+            with safe_open(self._files[name], framework="pt") as file:
+                tensor = file.get_tensor(name).to(self.dtype)
+            if not torch.isfinite(tensor).all():
+                bad = int((~torch.isfinite(tensor)).sum())
+                raise PuzzleError(
+                    f"{self.name}: tensor {name} holds {bad} NaN or infinite values of "
+                    f"{tensor.numel()}; download or convert the checkpoint again"
+                )
+            found[name] = tensor
+        return found
+
+    def layer_weights(self, layer: int) -> Weights:
+        """The tensors of one layer, named as inside the layer (`self_attn.q_proj.weight`, ...)."""
+        prefix = f"model.layers.{layer}."
+        wanted = build_layer(self.config, self.blocks[layer]).state_dict()
+        tensors = self.tensors(prefix + name for name in wanted)
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+    def layer(self, layer: int) -> PuzzleLayer:
+        """One layer as the parent has it, frozen."""
+        return build_layer(self.config, self.blocks[layer], self.layer_weights(layer))
+
+    @property
+    def head_name(self) -> str:
+        """The tensor the head multiplies with; the embedding's where they are tied."""
+        return "model.embed_tokens.weight" if self.shape.tied else "lm_head.weight"
+
+    @cached_property
+    def norm_names(self) -> list[str]:
+        """Names of the final norm's tensors."""
+        with torch.device("meta"):
+            return [
+                f"model.norm.{name}"
+                for name in norm(child_config(self.config, self.blocks)).state_dict()
+            ]
+
+    def outside_weights(self) -> Weights:
+        """Embedding, final norm and (untied) head, by their checkpoint names."""
+        return self.tensors(
+            dict.fromkeys(["model.embed_tokens.weight", *self.norm_names, self.head_name])
+        )
+
+    def embed(self, tokens_BT: torch.Tensor) -> torch.Tensor:
+        """h_0: the embedded tokens [B, T, D]."""
+        name = "model.embed_tokens.weight"
+        return nn.functional.embedding(tokens_BT, self.tensors([name])[name])
+
+    def head(self) -> nn.Sequential:
+        """Final norm and output projection: hidden states [B, T, D] to logits [B, T, V]."""
+        shape = self.shape
+        with torch.device("meta"):
+            final = norm(child_config(self.config, self.blocks))
+            project = nn.Linear(shape.hidden_size, shape.vocab_size, bias=False)
+        tensors = self.tensors([*self.norm_names, self.head_name])
+        load(final, {name.removeprefix("model.norm."): tensors[name] for name in self.norm_names})
+        load(project, {"weight": tensors[self.head_name]})
+        return nn.Sequential(final, project)
+
+    def context(self, hidden_BTD: torch.Tensor, window: int | None) -> dict[str, Any]:
+        """What a layer with this window needs beside its input: mask and rotary positions."""
+        config = child_config(self.config, self.blocks)
+        positions = torch.arange(hidden_BTD.shape[1]).unsqueeze(0)
+        masks = layer_masks(
+            config,
+            {window},
+            inputs_embeds=hidden_BTD,
+            attention_mask=None,
+            cache=None,
+            position_ids=positions,
+        )
+        rotated = rotary(config)(hidden_BTD, position_ids=positions)
+        return {"attention_mask": masks[window], "position_embeddings": rotated}
+
+
+def open_parent(model: str, dtype: str = "float32") -> Parent:
+    """Open `embedded`, a local folder or a hub id.
+
+    Raises PuzzleError, in one sentence, for a folder without a checkpoint, a family that is not
+    supported, a hub id that cannot be had.
+    """
+    if model == "embedded":
+        return Parent(Path(str(resources.files("puzzle.data") / "parent")), model, _dtype(dtype))
+    if Path(model).is_dir():
+        return Parent(Path(model), model, _dtype(dtype))
+    return Parent(_download(model), model, _dtype(dtype))
+
+
+def _dtype(name: str) -> torch.dtype:
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def _download(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+        return Path(snapshot_download(model, allow_patterns=patterns))
+    except Exception as error:
+        raise PuzzleError(
+            f"model {model!r} is neither a folder here nor a model the hub gives "
+            f"({_first_line(error)}); check the spelling or give a folder with config.json"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _read_config(folder: Path, name: str) -> Any:
+    path = folder / "config.json"
+    if not path.exists():
+        raise PuzzleError(
+            f"{name} has no config.json; give the folder of a Hugging Face checkpoint"
+        )
+    family = json.loads(path.read_text()).get("model_type")
+    if family not in FAMILIES:
+        raise PuzzleError(
+            f"{name} is of the family {family!r}; supported families: {', '.join(FAMILIES)}"
+        )
+    return AutoConfig.from_pretrained(folder)
+
+
+def _blocks(config: Any) -> tuple[Block, ...]:
+    ffn = FFN(config.intermediate_size)
+    return tuple(
+        Block(GQA(config.num_key_value_heads, _window(config, layer)), ffn)
+        for layer in range(config.num_hidden_layers)
+    )
+
+
+def _window(config: Any, layer: int) -> int | None:
+    kinds = getattr(config, "layer_types", None)
+    slides = kinds[layer] == "sliding_attention" if kinds else True
+    return getattr(config, "sliding_window", None) if slides else None
+
+
+def _weight_files(folder: Path, name: str) -> dict[str, Path]:
+    files = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            files |= dict.fromkeys(file.keys(), path)
+    if not files:
+        raise PuzzleError(f"{name} has no .safetensors file; convert it with save_pretrained")
+    return files

@@ -1,0 +1,58 @@
+"""Progress with time remaining: a bar in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sized
+from typing import TypeVar
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+Item = TypeVar("Item")
+LINE_EVERY_S = 10.0
+
+
+def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:
+    """Yield `items` while showing how many are done and how long the rest will take."""
+    count = total if total is not None else len(items) if isinstance(items, Sized) else None
+    return _bar(items, label, count) if sys.stderr.isatty() else _lines(items, label, count)
+
+
+def _bar(items: Iterable[Item], label: str, count: int | None) -> Iterator[Item]:
+    from rich.console import Console
+
+    columns = (
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        yield from progress.track(items, total=count, description=label)
+
+
+def _lines(items: Iterable[Item], label: str, count: int | None) -> Iterator[Item]:
+    start = shown = time.monotonic()
+    done = 0
+    for done, item in enumerate(items):
+        now = time.monotonic()
+        if now - shown > LINE_EVERY_S:
+            shown = now
+            left = f", {(now - start) / done * (count - done):.0f} s left" if count else ""
+            _say(f"{label}: {done}/{count or '?'}, {now - start:.0f} s{left}")
+        yield item
+    _say(f"{label}: done in {time.monotonic() - start:.1f} s")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,165 @@
+"""The run directory: one file a record, absent or complete, with a fingerprint of its inputs.
+
+A record is written to a temporary name, synced and renamed, so a killed process leaves no half
+record. Its fingerprint covers exactly what its stage reads: a stage asks `fresh(name, print)` and
+does only what is missing. Tensors are safetensors, everything else JSON; nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from puzzle.errors import PuzzleError
+
+if TYPE_CHECKING:
+    import torch
+
+JSON, TENSORS = ".json", ".safetensors"
+
+
+def fingerprint(*inputs: Any) -> str:
+    """A short hash of inputs that JSON can write; equal inputs, equal fingerprint."""
+    text = json.dumps(inputs, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Run:
+    """The folder of one search; opening it creates it."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise PuzzleError(f"cannot create {folder}: {error.strerror}; choose --out") from None
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process; PuzzleError names who holds it already."""
+        with (self.folder / "lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise PuzzleError(
+                    f"{self.folder} is in use by {holder}; wait for it, or choose another --out"
+                ) from None
+            file.truncate(0)
+            since = time.strftime("%Y-%m-%d %H:%M:%S")
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
+            file.flush()
+            yield
+
+    def fresh(self, name: str, inputs: str) -> bool:
+        """True when the record exists and was made from these inputs."""
+        return inputs == self._header(name).get("fingerprint")
+
+    def names(self, pattern: str) -> list[str]:
+        """Names of the records that match a glob, sorted."""
+        paths = [p for p in self.folder.glob(pattern) if p.suffix in (JSON, TENSORS)]
+        return sorted(str(p.relative_to(self.folder).with_suffix("")) for p in paths)
+
+    def save(self, name: str, data: Any, inputs: str) -> None:
+        """Write a JSON record."""
+        text = json.dumps({"fingerprint": inputs, "data": data}, indent=1)
+        self._write(self._path(name, JSON), lambda path: path.write_text(text + "\n"), len(text))
+
+    def load(self, name: str) -> Any:
+        """What `save` wrote; PuzzleError where there is no such record."""
+        path = self._path(name, JSON)
+        if not path.exists():
+            raise PuzzleError(f"{self.folder} has no {name} yet; run `puzzle search` on it first")
+        return json.loads(path.read_text())["data"]
+
+    def save_tensors(
+        self, name: str, tensors: dict[str, torch.Tensor], inputs: str, info: Any = None
+    ) -> None:
+        """Write named tensors, with `info` (JSON) beside them in the same file."""
+        from safetensors.torch import save_file
+
+        metadata = {"fingerprint": inputs, "info": json.dumps(info)}
+        whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        size = sum(t.numel() * t.element_size() for t in whole.values())
+        path = self._path(name, TENSORS)
+        self._write(path, lambda target: save_file(whole, target, metadata), size)
+
+    def load_tensors(self, name: str) -> dict[str, torch.Tensor]:
+        """What `save_tensors` wrote, memory-mapped."""
+        from safetensors.torch import load_file
+
+        return load_file(self._path(name, TENSORS))
+
+    def info(self, name: str) -> Any:
+        """The `info` of a tensor record."""
+        return json.loads(self._header(name)["info"])
+
+    def event(self, **fields: Any) -> None:
+        """Append one line to the log of what happened and when."""
+        line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S"), **fields})
+        with (self.folder / "events.jsonl").open("a") as file:
+            file.write(line + "\n")
+
+    def events(self) -> list[dict[str, Any]]:
+        """Every event so far; a line torn by a crash is left out."""
+        path = self.folder / "events.jsonl"
+        found = []
+        for line in path.read_text().splitlines() if path.exists() else []:
+            with contextlib.suppress(json.JSONDecodeError):
+                found.append(json.loads(line))
+        return found
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write a plain file people read (report, architecture), atomically; returns its path."""
+        path = self.folder / name
+        self._write(path, lambda target: target.write_text(text), len(text))
+        return path
+
+    def _path(self, name: str, suffix: str) -> Path:
+        return self.folder / (name + suffix)
+
+    def _header(self, name: str) -> dict[str, str]:
+        from safetensors import safe_open
+
+        path = self._path(name, TENSORS)
+        if path.exists():
+            with safe_open(path, framework="pt") as file:
+                return file.metadata() or {}
+        path = self._path(name, JSON)
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def _write(self, path: Path, write: Any, size: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            self._require_space(size)
+            write(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            self._require_space(size, full=True)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _require_space(self, size: int, full: bool = False) -> None:
+        free = shutil.disk_usage(self.folder).free
+        if full or size > free:
+            raise PuzzleError(
+                f"out of disk: {self.folder} needs {size / 2**20:.1f} MiB for its next record and "
+                f"{free / 2**20:.1f} MiB are free; make room and run the same command again, "
+                "nothing done so far is lost"
+            )

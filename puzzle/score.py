@@ -1,0 +1,100 @@
+"""Scores: what replacing one parent layer by a block costs, in KL per token, to second order.
+
+Fisher score, per-token form (method: the KL of a small change is half its Fisher quadratic form).
+With d_s the change a block makes to the layer's output at position s, and g_s a sampled Fisher
+gradient there (see trace.py), `KL ~ 1/2 E sum_s (g_s . d_s)^2`, averaged over tokens. Nothing is
+rerun: a block costs one forward of its own layer and a dot product. Attention is computed once per
+attention variant and shared by all FFN variants on top of it.
+
+Two forms: the sequence form `1/2 E (sum_s g_s . d_s)^2` is unbiased to second order; the per-token
+form drops the cross terms between positions, is exact at the last layer only, and ranks better
+from few samples because its variance is far lower. It is the default.
+
+Legend: K samples, S sequences, T tokens, D hidden.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from puzzle import records
+from puzzle.blocks.variant import Block
+from puzzle.library import Library
+from puzzle.progress import track
+from puzzle.run import Run, fingerprint
+
+BATCH_SEQUENCES = 8
+
+
+def score(
+    run: Run, library: Library, space: Sequence[Sequence[Block]], inputs: tuple[str, str]
+) -> str:
+    """Write the scores of every layer's blocks where they are missing; returns their fingerprint.
+
+    A record maps each block to `loss` (KL per token, smaller is better), `std_error` over
+    sequences, and `change`: |d| relative to the stream, squared and averaged; where it is not
+    small the second order cannot be trusted.
+
+    Args:
+        space: per layer, the composed blocks to score.
+        inputs: fingerprints of the trace and of the library.
+    """
+    for layer in track(range(len(space)), "scores"):
+        print_ = fingerprint("scores", inputs, [str(block) for block in space[layer]])
+        if not run.fresh(records.scores(layer), print_):
+            run.save(records.scores(layer), score_layer(run, library, layer, space[layer]), print_)
+    return fingerprint("scores", inputs, [[str(b) for b in blocks] for blocks in space])
+
+
+def score_layer(
+    run: Run, library: Library, layer: int, blocks: Sequence[Block]
+) -> dict[str, dict[str, float]]:
+    """Scores of the blocks of one layer, by their text form."""
+    enter = run.load_tensors(records.hidden("scoring", layer))["h"]
+    leave = run.load_tensors(records.hidden("scoring", layer + 1))["h"]
+    gradient = run.load_tensors(records.gradient(layer + 1))["g"]
+    scores = {}
+    for block, output in outputs(library, layer, blocks, enter):
+        change = output - leave
+        quadratic = per_token(gradient, change)
+        relative = change.float().square().sum(-1) / leave.float().square().sum(-1)
+        scores[str(block)] = {
+            "loss": float(quadratic.mean()),
+            "std_error": float(quadratic.std() / math.sqrt(len(quadratic))),
+            "change": float(relative.mean()),
+        }
+    return scores
+
+
+@torch.no_grad()
+def outputs(
+    library: Library, layer: int, blocks: Sequence[Block], enter_STD: torch.Tensor
+) -> Iterator[tuple[Block, torch.Tensor]]:
+    """Each block with what it makes of the layer's input [S, T, D]; attention is shared."""
+    feeds = {ffn: library.ffn(layer, ffn) for ffn in {block.ffn for block in blocks}}
+    batches = enter_STD.split(BATCH_SEQUENCES)
+    for variant in dict.fromkeys(block.attention for block in blocks):
+        half = library.attention(layer, variant)
+        context = library.parent.context(enter_STD[:1], half.window)
+        middles = [half.attend(batch, **context) for batch in batches]
+        for block in blocks:
+            if block.attention == variant:
+                yield block, torch.cat([feeds[block.ffn].feed(middle) for middle in middles])
+
+
+def per_token(gradient_KSTD: torch.Tensor, change_STD: torch.Tensor) -> torch.Tensor:
+    """`1/2 mean_k (g . d)^2` averaged over the tokens of each sequence [S]."""
+    return _products(gradient_KSTD, change_STD).square().mean(dim=(0, 2)) / 2
+
+
+def per_sequence(gradient_KSTD: torch.Tensor, change_STD: torch.Tensor) -> torch.Tensor:
+    """`1/2 mean_k (sum_t g . d)^2` divided by the tokens of each sequence [S]; unbiased."""
+    products = _products(gradient_KSTD, change_STD)
+    return products.sum(dim=2).square().mean(dim=0) / (2 * products.shape[2])
+
+
+def _products(gradient_KSTD: torch.Tensor, change_STD: torch.Tensor) -> torch.Tensor:
+    return torch.einsum("kstd,std->kst", gradient_KSTD.float(), change_STD.float())

@@ -1,0 +1,41 @@
+"""Tiny random models of the real transformers classes, saved as the checkpoints a user would give."""
+
+from __future__ import annotations
+
+import torch
+import transformers
+
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+FAMILIES = {
+    "llama": ("Llama", {"tie_word_embeddings": False}),
+    "llama-tied": (
+        "Llama",
+        {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
+    ),
+    "mistral": ("Mistral", {"sliding_window": 8}),
+    "qwen2": ("Qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
+    "qwen3": ("Qwen3", {"head_dim": 32}),
+    "nemotron": ("Nemotron", {"head_dim": 24}),
+}
+
+
+def tiny_model(family: str) -> torch.nn.Module:
+    """A random model of the family's own transformers class; norms are not left at one."""
+    prefix, extra = FAMILIES[family]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{prefix}Config")(**SIZES, **extra)
+    model = getattr(transformers, f"{prefix}ForCausalLM")(config).eval()
+    for name, parameter in model.named_parameters():
+        if "norm" in name or name.endswith("bias"):
+            torch.nn.init.normal_(parameter, mean=float(parameter.detach().mean()), std=0.1)
+        elif parameter.dim() == 2:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
