@@ -1,0 +1,233 @@
+"""The roofline: what blocks cost on any device, from its data sheet alone.
+
+A kernel costs `max(flops / (peak * efficiency), bytes / (bandwidth * efficiency)) + launch`, a
+block the sum over its kernels, with residual addition fused into the norm as serving engines do.
+Prefill runs every kernel once on all prompts of the batch, decode once per new token.
+
+Legend: D hidden, H heads, K KV heads, h head_dim, I intermediate size, V vocabulary, P prompt
+tokens, N new tokens, B batch, M rows of a GEMM (B P in prefill, B in a decode step), w bytes of a
+weight, a bytes of an activation, c bytes of a cached number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from puzzle.blocks.variant import FFN, GQA, AttentionVariant, Block, FFNVariant, LinearMap, NoOp
+from puzzle.budget import Workload
+from puzzle.hardware.cost import NOTHING, Cost
+from puzzle.hardware.devices import BYTES, Device, Dtype
+from puzzle.shape import Shape
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One pass over the model: prefill of the batch, or the mean decode step.
+
+    Attention counts are sums over the batch; a decode step takes their mean over the new tokens,
+    which is exact because they grow linearly with the context.
+    """
+
+    rows: int  # M: tokens that go through the GEMMs
+    pairs: float  # query-key pairs that attention computes
+    cached: float  # cached positions that attention reads
+    times: int  # how often the pass runs
+
+    @classmethod
+    def prefill(cls, workload: Workload, batch: int, window: int | None = None) -> _Pass:
+        """Token t of a prompt sees min(t, window) positions; the keys are read once."""
+        prompt = workload.prompt_tokens
+        pairs = _sum_of_contexts(0, prompt, window)
+        return cls(batch * prompt, batch * pairs, batch * prompt, times=1)
+
+    @classmethod
+    def decode(cls, workload: Workload, batch: int, window: int | None = None) -> _Pass:
+        """New token t sees min(P + t, window) positions."""
+        new = workload.new_tokens
+        context = _sum_of_contexts(workload.prompt_tokens, new, window) / new
+        return cls(batch, batch * context, batch * context, times=new)
+
+
+def _sum_of_contexts(before: int, tokens: int, window: int | None) -> int:
+    """sum over t = 1..tokens of min(before + t, window)."""
+    growing = tokens if window is None else min(tokens, max(0, window - before))
+    full = (tokens - growing) * (window or 0)
+    return growing * before + growing * (growing + 1) // 2 + full
+
+
+@dataclass(frozen=True)
+class _Meter:
+    """Times the kernels of one pass on a device; everything in seconds."""
+
+    device: Device
+    workload: Workload
+    rows: int
+
+    @property
+    def activation_bytes(self) -> int:
+        return activation_bytes(self.workload)
+
+    def gemm(self, size_in: int, size_out: int) -> float:
+        """(M x in) (in x out): 2 M in out operations; the weight w, input and output a."""
+        return self._gemm(size_in, size_out, self.workload.weights)
+
+    def head(self, size_in: int, size_out: int) -> float:
+        """The same in the activations' type, which is how engines keep embedding and head."""
+        return self._gemm(size_in, size_out, outside_dtype(self.workload))
+
+    def elementwise(self, numbers_per_row: int) -> float:
+        """A kernel that moves `numbers_per_row` activations in and out for each row."""
+        moved = self.rows * numbers_per_row * self.activation_bytes
+        return moved / self.device.bytes_per_s + self.device.launch_s
+
+    def norm(self, size: int) -> float:
+        """Residual addition and norm in one: two reads, two writes."""
+        return self.elementwise(4 * size)
+
+    def attention(self, step: _Pass, shape: Shape, kv_heads: int) -> float:
+        """4 H h operations per pair; queries and output a, cached keys and values c."""
+        head_dim = shape.head_dim
+        flops = 4 * shape.heads * head_dim * step.pairs
+        moved = 2 * shape.heads * head_dim * self.rows * self.activation_bytes
+        moved += 2 * kv_heads * head_dim * step.cached * BYTES[self.workload.kv]
+        dtype = outside_dtype(self.workload)
+        compute_s = flops / self.device.attention_flops_per_s(dtype)
+        return max(compute_s, moved / self.device.bytes_per_s) + self.device.launch_s
+
+    def _gemm(self, size_in: int, size_out: int, dtype: Dtype) -> float:
+        flops = 2 * self.rows * size_in * size_out
+        moved = size_in * size_out * BYTES[dtype]
+        moved += self.rows * (size_in + size_out) * self.activation_bytes
+        compute_s = flops / self.device.gemm_flops_per_s(dtype)
+        return max(compute_s, moved / self.device.bytes_per_s) + self.device.launch_s
+
+
+def outside_dtype(workload: Workload) -> Dtype:
+    """The type of embedding, head and activations: float8 checkpoints keep them in bfloat16."""
+    return "float32" if workload.weights == "float32" else "bfloat16"
+
+
+def activation_bytes(workload: Workload) -> int:
+    """Bytes of one number between kernels."""
+    return BYTES[outside_dtype(workload)]
+
+
+def attention_cost(
+    shape: Shape, variant: AttentionVariant, *, workload: Workload, batch: int, device: Device
+) -> Cost:
+    """Cost of an attention half.
+
+    GQA: norm, QKV projection, (q and k norm,) rotation with the write to the cache, attention,
+    output projection. Cache: B 2 K h c min(P + N, window). Linear: norm and one GEMM.
+    """
+    if isinstance(variant, NoOp):
+        return NOTHING
+    window = variant.window if isinstance(variant, GQA) else None
+    prefill = _Pass.prefill(workload, batch, window)
+    decode = _Pass.decode(workload, batch, window)
+    seconds = [
+        step.times * _attention_s(shape, variant, step, _Meter(device, workload, step.rows))
+        for step in (prefill, decode)
+    ]
+    return _cost(
+        shape.attention_params(variant),
+        workload,
+        seconds,
+        kv_bytes=batch * kv_bytes_per_sequence(shape, variant, workload),
+    )
+
+
+def ffn_cost(
+    shape: Shape, variant: FFNVariant, *, workload: Workload, batch: int, device: Device
+) -> Cost:
+    """Cost of an FFN half: norm, gate and up in one GEMM, activation, down; linear: norm, GEMM."""
+    if isinstance(variant, NoOp):
+        return NOTHING
+    seconds = [
+        step.times * _ffn_s(shape, variant, _Meter(device, workload, step.rows))
+        for step in (_Pass.prefill(workload, batch), _Pass.decode(workload, batch))
+    ]
+    return _cost(shape.ffn_params(variant), workload, seconds)
+
+
+def block_cost(
+    shape: Shape, block: Block, *, workload: Workload, batch: int, device: Device
+) -> Cost:
+    """Cost of one layer that holds `block`."""
+    attention = attention_cost(
+        shape, block.attention, workload=workload, batch=batch, device=device
+    )
+    return attention + ffn_cost(shape, block.ffn, workload=workload, batch=batch, device=device)
+
+
+def outside_cost(shape: Shape, *, workload: Workload, batch: int, device: Device) -> Cost:
+    """Cost of what lies outside the layers: embedding, final norm, head.
+
+    The head sees one row per sequence: the last position in prefill, every step in decode.
+    """
+    seconds = []
+    for step in (_Pass.prefill(workload, batch), _Pass.decode(workload, batch)):
+        every_row, last_rows = (_Meter(device, workload, rows) for rows in (step.rows, batch))
+        once = (
+            every_row.elementwise(2 * shape.hidden_size)
+            + every_row.norm(shape.hidden_size)
+            + last_rows.head(shape.hidden_size, shape.vocab_size)
+        )
+        seconds.append(step.times * once)
+    params = shape.outside_params()
+    weight_bytes = params * BYTES[outside_dtype(workload)]
+    return Cost(params, weight_bytes, 0, *seconds)
+
+
+def model_cost(
+    shape: Shape, blocks: Iterable[Block], *, workload: Workload, batch: int, device: Device
+) -> Cost:
+    """Cost of the whole model whose layers hold `blocks`."""
+    total = outside_cost(shape, workload=workload, batch=batch, device=device)
+    for block in blocks:
+        total += block_cost(shape, block, workload=workload, batch=batch, device=device)
+    return total
+
+
+def kv_bytes_per_sequence(shape: Shape, variant: AttentionVariant, workload: Workload) -> int:
+    """Cache of one finished request in one layer: 2 K h c min(P + N, window)."""
+    if not isinstance(variant, GQA):
+        return 0
+    kept = min(workload.total_tokens, variant.window or workload.total_tokens)
+    return 2 * variant.kv_heads * shape.head_dim * BYTES[workload.kv] * kept
+
+
+def _attention_s(shape: Shape, variant: GQA | LinearMap, step: _Pass, meter: _Meter) -> float:
+    hidden = shape.hidden_size
+    if isinstance(variant, LinearMap):
+        return meter.norm(hidden) + meter.gemm(hidden, hidden)
+    qkv_size = shape.qkv_size(variant.kv_heads)
+    query_key_size = qkv_size - variant.kv_heads * shape.head_dim
+    return (
+        meter.norm(hidden)
+        + meter.gemm(hidden, qkv_size)
+        + (meter.elementwise(2 * query_key_size) if shape.qk_norm else 0.0)
+        + meter.elementwise(2 * qkv_size)
+        + meter.attention(step, shape, variant.kv_heads)
+        + meter.gemm(shape.heads * shape.head_dim, hidden)
+    )
+
+
+def _ffn_s(shape: Shape, variant: FFN | LinearMap, meter: _Meter) -> float:
+    hidden = shape.hidden_size
+    if isinstance(variant, LinearMap):
+        return meter.norm(hidden) + meter.gemm(hidden, hidden)
+    width = variant.intermediate_size
+    into = (2 if shape.gated else 1) * width
+    return (
+        meter.norm(hidden)
+        + meter.gemm(hidden, into)
+        + meter.elementwise(into + width)
+        + meter.gemm(width, hidden)
+    )
+
+
+def _cost(params: int, workload: Workload, seconds: list[float], kv_bytes: int = 0) -> Cost:
+    prefill_s, decode_s = seconds
+    return Cost(params, params * BYTES[workload.weights], kv_bytes, prefill_s, decode_s)
