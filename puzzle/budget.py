@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import PlainSerializer, PlainValidator, PositiveInt
+from pydantic import Field, PlainSerializer, PlainValidator, PositiveInt
 
 from puzzle import units
 from puzzle.errors import PuzzleError
@@ -21,24 +21,34 @@ if TYPE_CHECKING:
 SHIPPED = Path(__file__).parent / "budgets"
 
 
-def _amount(unit: str, example: str, *words: str) -> Any:
-    """A pydantic type: an amount in `unit`, a multiple of the parent's, or one of `words`."""
+Amount = Quantity | Relative
 
-    def read(value: object) -> Quantity | Relative | str:
-        if isinstance(value, Quantity | Relative) or value in words:
-            return value  # type: ignore[return-value]
-        amount = units.parse(value) if isinstance(value, str) else None
-        if amount is None or (isinstance(amount, Quantity) and amount.unit != unit):
-            raise ValueError(f"an amount like {example}, or a multiple of the parent's like 0.5x")
+
+def _reader(unit: str, example: str, *words: str) -> PlainValidator:
+    """Reads an amount in `unit`, a multiple of the parent's, or one of `words`."""
+    expected = f"an amount like {example}, or a multiple of the parent's like 0.5x"
+
+    def read(value: object) -> Amount | str:
+        if isinstance(value, Amount):
+            return value
+        if value in words:
+            return str(value)
+        try:
+            amount = units.parse(str(value))
+        except ValueError:
+            raise ValueError(expected) from None
+        if isinstance(amount, Quantity) and amount.unit != unit:
+            raise ValueError(expected)
         return amount
 
-    return Annotated[Quantity | Relative | str, PlainValidator(read), PlainSerializer(str)]
+    return PlainValidator(read)
 
 
-Memory = _amount("B", "72 GiB", "auto")
-Params = _amount("params", "6.5 B params")
-Seconds = _amount("s", "20 ms")
-Rate = _amount("tok/s", "5500 tok/s")
+_AS_TEXT = PlainSerializer(str)
+Memory = Annotated[Amount | Literal["auto"], _reader("B", "72 GiB", "auto"), _AS_TEXT]
+Params = Annotated[Amount, _reader("params", "6.5 B params"), _AS_TEXT]
+Seconds = Annotated[Amount, _reader("s", "20 ms"), _AS_TEXT]
+Rate = Annotated[Amount, _reader("tok/s", "5500 tok/s"), _AS_TEXT]
 
 
 class Workload(StrictModel):
@@ -46,7 +56,7 @@ class Workload(StrictModel):
 
     prompt_tokens: PositiveInt
     new_tokens: PositiveInt
-    batches: tuple[PositiveInt, ...]  # the best that fits is used
+    batches: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]  # the best that fits
     weights: Dtype = "bfloat16"
     kv: Dtype = "bfloat16"
 
@@ -109,26 +119,25 @@ class Budget(StrictModel):
 
     def resolve(self, parent: Prediction) -> Limits:
         """The limits in numbers, multiples taken of what the parent itself is predicted to do."""
-        memory = self.limits.memory
+        limits, memory = self.limits, self.limits.memory
         if memory == "auto":
             memory = Quantity(self.device.usable_bytes, "B")
-        params = _absolute(self.limits.params, parent.params)
+        params = _maybe(limits.params, parent.params)
         return Limits(
             memory_bytes=int(_absolute(memory, parent.memory_bytes)),
             params=None if params is None else int(params),
-            ttft_s=_absolute(self.limits.ttft, parent.ttft_s),
-            tpot_s=_absolute(self.limits.tpot, parent.tpot_s),
-            tokens_per_s=_absolute(self.targets.throughput, parent.tokens_per_s),
+            ttft_s=_maybe(limits.ttft, parent.ttft_s),
+            tpot_s=_maybe(limits.tpot, parent.tpot_s),
+            tokens_per_s=_maybe(self.targets.throughput, parent.tokens_per_s),
         )
 
 
-def _absolute(amount: Quantity | Relative | None, of_parent: float) -> float | None:
-    match amount:
-        case Quantity(value=value):
-            return value
-        case Relative(factor=factor):
-            return factor * of_parent
-    return None
+def _absolute(amount: Amount, of_parent: float) -> float:
+    return amount.value if isinstance(amount, Quantity) else amount.factor * of_parent
+
+
+def _maybe(amount: Amount | None, of_parent: float) -> float | None:
+    return None if amount is None else _absolute(amount, of_parent)
 
 
 def budget_names() -> list[str]:

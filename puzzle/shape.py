@@ -83,6 +83,7 @@ class Shape:
     qk_norm: bool
     norm_bias: bool
     window: int | None = None
+    full_layers: int = 0  # the first layers, which see everything where the others have a window
 
     @classmethod
     def from_config(cls, config: Config) -> Shape:
@@ -95,6 +96,7 @@ class Shape:
         traits = _TRAITS[family]
         hidden_size = _required(config, "hidden_size")
         heads = _required(config, "num_attention_heads")
+        window, full_layers = _window(config)
         return cls(
             layers=_required(config, "num_hidden_layers"),
             hidden_size=hidden_size,
@@ -111,12 +113,19 @@ class Shape:
             mlp_bias=_switch(config, traits.mlp_bias),
             qk_norm=traits.qk_norm,
             norm_bias=traits.norm_bias,
-            window=_window(config),
+            window=window,
+            full_layers=full_layers,
         )
 
-    def parent_block(self) -> Block:
-        """The block that every layer of the parent holds."""
-        return Block(GQA(self.kv_heads, self.window), FFN(self.intermediate_size))
+    def parent_block(self, layer: int = -1) -> Block:
+        """The block that a layer of the parent holds: the last unless told which."""
+        windowed = layer % self.layers >= self.full_layers
+        attention = GQA(self.kv_heads, self.window if windowed else None)
+        return Block(attention, FFN(self.intermediate_size))
+
+    def parent_blocks(self) -> tuple[Block, ...]:
+        """The block of every layer of the parent, in order."""
+        return tuple(map(self.parent_block, range(self.layers)))
 
     @property
     def norm_params(self) -> int:
@@ -188,16 +197,11 @@ def _switch(config: Config, trait: bool | str) -> bool:
     return bool(config.get(trait, False)) if isinstance(trait, str) else trait
 
 
-def _window(config: Config) -> int | None:
-    """How far back attention sees; one window for all layers, as a block must say it alone."""
+def _window(config: Config) -> tuple[int | None, int]:
+    """The window, and how many first layers go without: Mistral's for all, Qwen's on request."""
+    window = config.get("sliding_window", 4096)
     if config["model_type"] == "mistral":
-        return config.get("sliding_window", 4096)
-    layers, first = config["num_hidden_layers"], config.get("max_window_layers", 28)
-    if not config.get("use_sliding_window", False) or first >= layers:
-        return None
-    if first > 0:
-        raise PuzzleError(
-            f"config.json mixes layers: {first} with full attention, {layers - first} with a "
-            "sliding window; set use_sliding_window to false to search it with full attention"
-        )
-    return config.get("sliding_window", 4096)
+        return window, 0
+    if config.get("use_sliding_window", False):
+        return window, config.get("max_window_layers", 28)
+    return None, 0

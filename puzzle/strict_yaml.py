@@ -152,13 +152,16 @@ def _expected(error: Any) -> str:
         return str(context["expected"])
     if kind == "value_error":
         return str(context["error"]).removeprefix("expected ")
+    if kind == "too_short":
+        return f"a list of at least {context['min_length']}"
     if kind == "greater_than":
         return f"more than {context['gt']:g}"
     if kind == "greater_than_equal":
         return f"at least {context['ge']:g}"
     if kind == "less_than_equal":
         return f"at most {context['le']:g}"
-    return _EXPECTED.get(kind.split("_")[0], error["msg"][:1].lower() + error["msg"][1:])
+    message: str = error["msg"]
+    return _EXPECTED.get(kind.split("_")[0], message[:1].lower() + message[1:])
 
 
 def _dotted(keys: Sequence[str | int]) -> str:
@@ -171,9 +174,8 @@ def _model_at(model: type[StrictModel], keys: Sequence[str | int]) -> type[BaseM
     """The model that holds the mapping at `keys`."""
     kind: Any = model
     for key in keys:
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            kind = kind.model_fields[str(key)].annotation
-        else:
-            kind = get_args(kind)[-1]
+        fields = getattr(kind, "model_fields", None)
+        kind = fields[str(key)].annotation if fields else get_args(kind)[-1]
+    assert isinstance(kind, type)
     assert issubclass(kind, BaseModel)
     return kind

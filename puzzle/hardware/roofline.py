@@ -89,7 +89,7 @@ class _Meter:
         """4 H h operations per pair; queries and output a, cached keys and values c."""
         head_dim = shape.head_dim
         flops = 4 * shape.heads * head_dim * step.pairs
-        moved = 2 * shape.heads * head_dim * self.rows * self.activation_bytes
+        moved: float = 2 * shape.heads * head_dim * self.rows * self.activation_bytes
         moved += 2 * kv_heads * head_dim * step.cached * BYTES[self.workload.kv]
         dtype = outside_dtype(self.workload)
         compute_s = flops / self.device.attention_flops_per_s(dtype)

@@ -93,7 +93,7 @@ def reference_of(shape: Shape, budget: Budget) -> Prediction:
     """The parent's own prediction under a budget's workload, by roofline."""
     workload, device = budget.workload, budget.device
     workload.check_positions(shape.max_positions)
-    blocks = [shape.parent_block()] * shape.layers
+    blocks = shape.parent_blocks()
     costs = {
         batch: model_cost(shape, blocks, workload=workload, batch=batch, device=device)
         for batch in workload.batches

@@ -1,0 +1,147 @@
+"""Parameter counts equal those of the real transformers modules, for every family."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from puzzle.blocks.variant import FFN, GQA, Block, LinearMap, NoOp
+from puzzle.errors import PuzzleError
+from puzzle.shape import Shape
+
+SIZES = {
+    "num_hidden_layers": 3,
+    "hidden_size": 48,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "intermediate_size": 112,
+    "vocab_size": 101,
+    "max_position_embeddings": 64,
+}
+CONFIGS = {
+    "llama": {"model_type": "llama"},
+    "llama-biased": {
+        "model_type": "llama",
+        "attention_bias": True,
+        "mlp_bias": True,
+        "tie_word_embeddings": True,
+    },
+    "llama-wide-heads": {"model_type": "llama", "head_dim": 16},
+    "mistral": {"model_type": "mistral", "head_dim": 16},
+    "qwen2": {"model_type": "qwen2", "tie_word_embeddings": True},
+    "qwen3": {"model_type": "qwen3", "head_dim": 16},
+    "qwen3-default-head": {"model_type": "qwen3"},
+    "nemotron": {"model_type": "nemotron", "head_dim": 12},
+    "nemotron-biased": {"model_type": "nemotron", "attention_bias": True, "mlp_bias": True},
+}
+
+
+@pytest.fixture(params=CONFIGS)
+def config(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return SIZES | CONFIGS[request.param]
+
+
+def meta_model(config: dict[str, Any]) -> torch.nn.Module:
+    own = {key: value for key, value in config.items() if key != "model_type"}
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **own))
+
+
+def count(*modules: torch.nn.Module) -> int:
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+
+def test_counts_equal_the_real_modules(config):
+    shape, model = Shape.from_config(config), meta_model(config)
+    layer, block = model.model.layers[0], shape.parent_block()
+    attention = count(layer.self_attn, layer.input_layernorm)
+    ffn = count(layer.mlp, layer.post_attention_layernorm)
+    assert shape.attention_params(block.attention) == attention
+    assert shape.ffn_params(block.ffn) == ffn
+    assert shape.block_params(block) == count(layer) == attention + ffn
+    assert shape.outside_params() == count(model) - 3 * count(layer)
+    assert shape.model_params(shape.parent_blocks()) == count(model)
+
+
+def test_a_smaller_block_counts_as_a_smaller_model(config):
+    smaller = config | {"num_key_value_heads": 1, "intermediate_size": 64}
+    layer = meta_model(smaller).model.layers[0]
+    assert Shape.from_config(config).block_params(Block(GQA(1), FFN(64))) == count(layer)
+
+
+def test_linear_has_its_norm_and_one_matrix_and_noop_nothing(config):
+    shape, layer = Shape.from_config(config), meta_model(config).model.layers[0]
+    linear = 48 * 48 + count(layer.input_layernorm)
+    assert shape.block_params(Block(LinearMap(), NoOp())) == linear
+    assert shape.block_params(Block(NoOp(), LinearMap())) == linear
+    assert shape.block_params(Block(NoOp(), NoOp())) == 0
+
+
+def test_transformers_own_dictionary_reads_the_same(config):
+    own = {key: value for key, value in config.items() if key != "model_type"}
+    full = AutoConfig.for_model(config["model_type"], **own).to_dict()
+    assert Shape.from_config(full) == Shape.from_config(full | config)
+    assert Shape.from_config(full).head_dim == Shape.from_config(config).head_dim
+
+
+def test_smollm2_has_135m_parameters():
+    shape = Shape.from_config(
+        {
+            "model_type": "llama",
+            "num_hidden_layers": 30,
+            "hidden_size": 576,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "intermediate_size": 1536,
+            "vocab_size": 49152,
+            "tie_word_embeddings": True,
+        }
+    )
+    assert shape.model_params(shape.parent_blocks()) == 134_515_008
+
+
+@pytest.mark.parametrize(
+    ("extra", "windows"),
+    [
+        ({"model_type": "mistral", "sliding_window": 8}, [8, 8, 8]),
+        ({"model_type": "mistral", "sliding_window": None}, [None] * 3),
+        ({"model_type": "qwen2", "sliding_window": 8}, [None] * 3),
+        (
+            {
+                "model_type": "qwen2",
+                "sliding_window": 8,
+                "use_sliding_window": True,
+                "max_window_layers": 1,
+            },
+            [None, 8, 8],
+        ),
+    ],
+)
+def test_windows_are_those_of_the_family(extra, windows):
+    blocks = Shape.from_config(SIZES | extra).parent_blocks()
+    assert [block.attention.window for block in blocks] == windows
+
+
+def test_an_unknown_family_names_the_known_ones():
+    expected = (
+        "model type 'bert' is not supported; the families are llama, mistral, qwen2, qwen3, "
+        "nemotron"
+    )
+    with pytest.raises(PuzzleError) as error:
+        Shape.from_config({"model_type": "bert"})
+    assert str(error.value) == expected
+
+
+def test_a_missing_size_is_named():
+    with pytest.raises(PuzzleError, match="hidden_size = None; expected a whole number"):
+        Shape.from_config({"model_type": "llama"})
+
+
+def test_wider_is_never_smaller():
+    shape = Shape.from_config(SIZES | {"model_type": "qwen3"})
+    for counts in (
+        [shape.ffn_params(FFN(width)) for width in range(1, 200)],
+        [shape.attention_params(GQA(heads)) for heads in range(1, 7)],
+    ):
+        assert counts == sorted(set(counts))
