@@ -190,3 +190,62 @@ def test_ungated_ffn_has_two_thirds_of_the_gemm_time():
         for shape in (LLAMA_70B, replace(LLAMA_70B, gated=False))
     )
     assert ungated / gated == pytest.approx(2 / 3, rel=0.01)
+
+
+def gemm_s(rows, size_in, size_out):
+    flops = 2 * rows * size_in * size_out
+    moved = 2 * (size_in * size_out + rows * (size_in + size_out))
+    seconds = max(flops / H100.gemm_flops_per_s("bfloat16"), moved / H100.bytes_per_s)
+    return seconds + H100.launch_s
+
+
+def elementwise_s(numbers):
+    return 2 * numbers / H100.bytes_per_s + H100.launch_s
+
+
+def test_a_linear_half_by_hand():
+    cost = attention_cost(LLAMA_8B, LinearMap(), **setting(batch=4))
+    for seconds, rows, times in ((cost.prefill_s, 800, 1), (cost.decode_s, 4, 56)):
+        by_hand = elementwise_s(4 * rows * 4096) + gemm_s(rows, 4096, 4096)
+        assert seconds == pytest.approx(times * by_hand)
+
+
+def test_outside_the_layers_by_hand_with_the_head_on_last_positions_only():
+    cost = outside_cost(LLAMA_8B, **setting(batch=4))
+    for seconds, rows, times in ((cost.prefill_s, 800, 1), (cost.decode_s, 4, 56)):
+        lookup_and_norm = elementwise_s(2 * rows * 4096) + elementwise_s(4 * rows * 4096)
+        assert seconds == pytest.approx(times * (lookup_and_norm + gemm_s(4, 4096, 128256)))
+
+
+def test_both_halves_of_a_parent_layer_by_hand():
+    attention = attention_cost(LLAMA_8B, GQA(8), **setting(batch=4))
+    ffn = ffn_cost(LLAMA_8B, FFN(14336), **setting(batch=4))
+    prompt_pairs, mean_context = 4 * 200 * 201 / 2, 200 + 57 / 2
+    passes = (
+        (attention.prefill_s, ffn.prefill_s, 800, prompt_pairs, 800, 1),
+        (attention.decode_s, ffn.decode_s, 4, 4 * mean_context, 4 * mean_context, 56),
+    )
+    for attention_s, ffn_s, rows, pairs, cached, times in passes:
+        norm_s = elementwise_s(4 * rows * 4096)
+        flops, moved = 4 * 4096 * pairs, 2 * (2 * 4096 * rows + 2 * 1024 * cached)
+        core_s = max(flops / H100.attention_flops_per_s("bfloat16"), moved / H100.bytes_per_s)
+        assert attention_s == pytest.approx(
+            times
+            * (
+                norm_s
+                + gemm_s(rows, 4096, 6144)
+                + elementwise_s(2 * rows * 6144)
+                + core_s
+                + H100.launch_s
+                + gemm_s(rows, 4096, 4096)
+            )
+        )
+        assert ffn_s == pytest.approx(
+            times
+            * (
+                norm_s
+                + gemm_s(rows, 4096, 28672)
+                + elementwise_s(3 * rows * 14336)
+                + gemm_s(rows, 14336, 4096)
+            )
+        )
