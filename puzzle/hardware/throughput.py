@@ -74,8 +74,8 @@ def reference(
 ) -> Prediction:
     """What the child is compared with: the parent, on the fewest GPUs (1, 2, 4, ...) that hold it.
 
-    Several GPUs are taken to divide memory and time perfectly, which flatters the parent, so a
-    child's speedup over it is never overstated. Latencies are then those of all its GPUs together.
+    Several GPUs are taken to divide memory and time perfectly, which flatters the parent; still
+    more GPUs could hold larger batches, which is not tried. Latencies are those of all together.
     """
     gpus = 1
     while gpus <= MOST_GPUS:
