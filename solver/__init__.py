@@ -2,3 +2,8 @@
 
 if __name__ != "puzzle.solver":
     raise ImportError("import puzzle.solver, not solver: a second copy of every class would follow")
+
+from puzzle.solver.problem import Problem, ProblemError, Rules, Solution, Span, Unlike
+from puzzle.solver.solve import solve
+
+__all__ = ["Problem", "ProblemError", "Rules", "Solution", "Span", "Unlike", "solve"]

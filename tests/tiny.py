@@ -1,4 +1,4 @@
-"""Tiny random models of the real transformers classes, saved as the checkpoints a user would give."""
+"""Tiny random models of the real transformers classes, as checkpoints a user would give."""
 
 from __future__ import annotations
 

@@ -1,0 +1,124 @@
+"""A problem as flat arrays: what presolve, dynamic program and backends work on.
+
+Legend: N columns (options and spans), R rows (limits), G groups. Every row reads `cost x <= limit`
+in int64: a lower limit is a row of negated costs, `Unlike` a row that counts equal picks.
+Forbidden options have no column. A solution is a set of columns that covers every group once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from puzzle.solver.problem import Floats, Ints, Problem, ProblemError
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """Columns are sorted by group; the options come first, the spans last."""
+
+    groups: int
+    rows: tuple[str, ...]
+    loss_N: Floats
+    cost_RN: Ints
+    limit_R: Ints
+    start_N: Ints
+    stop_N: Ints
+    pick_N: Ints
+    name_N: Ints
+    max_names: int | None
+
+    @property
+    def columns(self) -> int:
+        """Number of columns, N."""
+        return len(self.loss_N)
+
+    @property
+    def options(self) -> int:
+        """Number of columns that are options of one group; spans follow them."""
+        return int(np.searchsorted(self.pick_N < 0, True))
+
+    def keep(self, columns: Ints) -> Program:
+        """The program with only these columns, given in ascending order."""
+        return replace(
+            self,
+            loss_N=self.loss_N[columns],
+            cost_RN=self.cost_RN[:, columns],
+            start_N=self.start_N[columns],
+            stop_N=self.stop_N[columns],
+            pick_N=self.pick_N[columns],
+            name_N=self.name_N[columns],
+        )
+
+    def picks(self, columns: Ints) -> tuple[int, ...]:
+        """What `Solution.picks` says of these columns."""
+        picks = np.empty(self.groups, dtype=np.int64)
+        for column in columns:
+            picks[self.start_N[column] : self.stop_N[column]] = self.pick_N[column]
+        return tuple(picks.tolist())
+
+
+def program_of(problem: Problem) -> Program:
+    """Flatten a problem; ProblemError where the rules leave a group without any option."""
+    rules, sizes = problem.rules, [len(group) for group in problem.loss]
+    spans, total = rules.spans, sum(sizes)
+    group_N = np.repeat(np.arange(problem.groups), sizes)
+    option_N = np.arange(total) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    every = np.arange(len(spans))
+    name_N, number = np.full(total + len(spans), -1), {}
+    if problem.names is not None and rules.max_names is not None:
+        flat = [name for group in problem.names for name in group]
+        number = {name: index for index, name in enumerate(dict.fromkeys(flat))}
+        name_N[:total] = [number[name] for name in flat]
+    costs = {
+        name: np.concatenate([*table, np.array([span.cost[name] for span in spans], np.int64)])
+        for name, table in problem.cost.items()
+    }
+    whole = Program(
+        groups=problem.groups,
+        rows=(),
+        loss_N=np.concatenate([*problem.loss, np.array([span.loss for span in spans])]),
+        cost_RN=np.empty((0, total + len(spans)), dtype=np.int64),
+        limit_R=np.empty(0, dtype=np.int64),
+        start_N=np.concatenate([group_N, np.array([span.start for span in spans], np.int64)]),
+        stop_N=np.concatenate([group_N + 1, np.array([span.stop for span in spans], np.int64)]),
+        pick_N=np.concatenate([option_N, ~every]),
+        name_N=name_N,
+        max_names=rules.max_names if len(number) > (rules.max_names or 0) else None,
+    )
+    return _without_forbidden(problem, _with_rows(problem, whole, costs))
+
+
+def _with_rows(problem: Problem, program: Program, costs: dict[str, Ints]) -> Program:
+    rows = [(name, costs[name], limit) for name, limit in problem.limit.items()]
+    rows += [(f"{k} (at least)", -costs[k], -least) for k, least in problem.at_least.items()]
+    for index, earlier in enumerate(problem.rules.unlike):
+        equal_N = np.zeros(program.columns, dtype=np.int64)
+        for group, pick in enumerate(earlier.picks):
+            covers_N = (program.start_N <= group) & (group < program.stop_N)
+            equal_N += covers_N & (program.pick_N == pick)
+        rows.append((f"equal to earlier solution {index}", equal_N, earlier.at_most))
+    return replace(
+        program,
+        rows=tuple(name for name, _, _ in rows),
+        cost_RN=np.array([cost for _, cost, _ in rows], np.int64).reshape(-1, program.columns),
+        limit_R=np.array([limit for _, _, limit in rows], dtype=np.int64),
+    )
+
+
+def _without_forbidden(problem: Problem, program: Program) -> Program:
+    rules, keep_N = problem.rules, np.ones(program.columns, dtype=bool)
+    for group, option in rules.forbidden:
+        keep_N &= (program.start_N != group) | (program.pick_N != option)
+    for group, option in rules.fixed:
+        covers_N = (program.start_N <= group) & (group < program.stop_N)
+        keep_N &= ~covers_N | ((program.pick_N == option) & (program.start_N == group))
+    kept = program.keep(np.flatnonzero(keep_N))
+    covered = np.zeros(problem.groups, dtype=bool)
+    for start, stop in set(zip(kept.start_N.tolist(), kept.stop_N.tolist())):
+        covered[start:stop] = True
+    if not covered.all():
+        group = int(np.argmin(covered))
+        raise ProblemError(f"all {len(problem.loss[group])} options of group {group} are forbidden")
+    return kept
