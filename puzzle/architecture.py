@@ -31,7 +31,7 @@ class Architecture:
     @classmethod
     def parse(cls, text: str) -> Architecture:
         """Read the text form; PuzzleError names the line that does not read."""
-        parent, blocks = "", []
+        parent, blocks = "", list[Block]()
         for number, raw in enumerate(text.splitlines(), start=1):
             line = raw.partition("#")[0].strip()
             if line.startswith("parent:"):

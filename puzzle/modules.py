@@ -34,17 +34,17 @@ def block_config(block: Block, heads: int) -> dict[str, Any]:
     The FFN width is written as `intermediate_size`; the exporter rewrites it for its target.
     """
     attention, ffn = block.attention, block.ffn
-    is_gqa = isinstance(attention, GQA)
+    gqa = attention if isinstance(attention, GQA) else None
     return {
         "attention": {
-            "n_heads_in_group": heads // attention.kv_heads if is_gqa else None,
+            "n_heads_in_group": heads // gqa.kv_heads if gqa else None,
             "no_op": isinstance(attention, NoOp),
             "replace_with_linear": isinstance(attention, LinearMap),
             "num_sink_tokens": None,
             "sparsify": None,
             "unshifted_sink": False,
             "use_prefill_window_in_sink_attention": False,
-            "window_length": attention.window if is_gqa else None,
+            "window_length": gqa.window if gqa else None,
         },
         "ffn": {
             "intermediate_size": ffn.intermediate_size if isinstance(ffn, FFN) else None,

@@ -202,7 +202,7 @@ def _window(config: Any, layer: int) -> int | None:
 
 
 def _weight_files(folder: Path, name: str) -> dict[str, Path]:
-    files = {}
+    files: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             files |= dict.fromkeys(file.keys(), path)

@@ -83,17 +83,18 @@ def head_gradients(
     With logits z = W n(h), the gradient of `log p(y)` at n(h) is `W[y] - sum_v p_v W[v]`; the sum
     is shared by all K draws, so K samples cost one product with W, not K.
     """
-    norm, project = parent.head()
+    head = parent.head()
+    norm, weight_VD = head[0], head[1].get_parameter("weight")
     generator = torch.Generator().manual_seed(seed)
 
     def gradients(batch: torch.Tensor) -> torch.Tensor:
         batch = batch.detach().requires_grad_()
         normed = norm(batch)
-        probability = project(normed.detach()).float().softmax(dim=-1)
+        probability = (normed.detach() @ weight_VD.T).float().softmax(dim=-1)
         draws = torch.multinomial(probability.flatten(0, 1), samples, True, generator=generator)
-        expected = probability.to(normed.dtype) @ project.weight
+        expected = probability.to(normed.dtype) @ weight_VD
         labels = draws.T.reshape(samples, *batch.shape[:2])
-        return _pull_back(normed, batch, (project.weight[y] - expected for y in labels))
+        return _pull_back(normed, batch, (weight_VD[y] - expected for y in labels))
 
     return torch.cat([gradients(batch) for batch in _batches(hidden_STD)], dim=1)
 

@@ -115,6 +115,8 @@ def ffn_module(config: Any, ffn: dict[str, Any]) -> nn.Module | None:
 class PuzzleLayer(GradientCheckpointingLayer):
     """One layer: an attention half and an FFN half, either of which may be missing."""
 
+    window: int | None
+
     def __init__(self, config: Any, block: dict[str, Any], cache_slot: int) -> None:
         super().__init__()
         self.window = block["attention"]["window_length"]
@@ -164,6 +166,7 @@ class PuzzleModel(PuzzlePreTrainedModel):
             attention = block["attention"]
             cache_slot += not (attention["no_op"] or attention["replace_with_linear"])
         self.layers = nn.ModuleList(layers)
+        self.windows = [layer.window for layer in layers]
         self.norm = norm(config)
         self.rotary_emb = family_class(config, "RotaryEmbedding")(config=config)
         self.gradient_checkpointing = False
@@ -192,7 +195,7 @@ class PuzzleModel(PuzzlePreTrainedModel):
             position_ids = (positions + past).unsqueeze(0)
         masks = layer_masks(
             self.config,
-            {layer.window for layer in self.layers},
+            set(self.windows),
             inputs_embeds=hidden_states,
             attention_mask=attention_mask,
             cache=cache,
@@ -200,10 +203,10 @@ class PuzzleModel(PuzzlePreTrainedModel):
         )
         position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
         streams = [hidden_states]
-        for layer in self.layers:
+        for layer, window in zip(self.layers, self.windows):
             hidden_states = layer(
                 hidden_states,
-                attention_mask=masks[layer.window],
+                attention_mask=masks[window],
                 position_ids=position_ids,
                 position_embeddings=position_embeddings,
                 cache=cache,
@@ -220,7 +223,7 @@ class PuzzleModel(PuzzlePreTrainedModel):
 
 def layer_masks(config: Any, windows: set[int | None], **context: Any) -> dict[int | None, Any]:
     """The causal mask of each window length present (None: the whole past)."""
-    masks = {}
+    masks: dict[int | None, Any] = {}
     for window in windows:
         if window is None:
             masks[window] = create_causal_mask(config=config, **context)
