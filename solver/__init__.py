@@ -4,6 +4,6 @@ if __name__ != "puzzle.solver":
     raise ImportError("import puzzle.solver, not solver: a second copy of every class would follow")
 
 from puzzle.solver.problem import Problem, ProblemError, Rules, Solution, Span, Unlike
-from puzzle.solver.solve import solve
+from puzzle.solver.solve import solve, solve_any
 
-__all__ = ["Problem", "ProblemError", "Rules", "Solution", "Span", "Unlike", "solve"]
+__all__ = ["Problem", "ProblemError", "Rules", "Solution", "Span", "Unlike", "solve", "solve_any"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 
 from puzzle.solver.diagnose import conflict
 from puzzle.solver.milp import BACKENDS
@@ -74,3 +75,21 @@ def nothing(
         conflict=limits or {},
         message=message,
     )
+
+
+def solve_any(
+    problems: Sequence[Problem],
+    backend: str = "auto",
+    *,
+    time_limit_s: float = 60.0,
+    gap: float = 0.0,
+) -> tuple[int, Solution]:
+    """The best answer of several problems, such as one per batch size, and its index.
+
+    The earliest index wins ties. Where no problem has an answer, that of the first is returned.
+    """
+    if not problems:
+        raise ProblemError("solve_any needs at least one problem")
+    solutions = [solve(each, backend, time_limit_s=time_limit_s, gap=gap) for each in problems]
+    index = min(range(len(solutions)), key=lambda i: solutions[i].loss)
+    return index, solutions[index]
