@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from puzzle.errors import PuzzleError
 
 if TYPE_CHECKING:
@@ -108,8 +110,10 @@ class Run:
     def event(self, **fields: Any) -> None:
         """Append one line to the log of what happened and when."""
         line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S"), **fields})
-        with (self.folder / "events.jsonl").open("a") as file:
-            file.write(line + "\n")
+        path = self.folder / "events.jsonl"
+        torn = path.exists() and not path.read_text().endswith("\n")
+        with self._room(len(line)), path.open("a") as file:
+            file.write("\n" * torn + line + "\n")
 
     def events(self) -> list[dict[str, Any]]:
         """Every event so far; a line torn by a crash is left out."""
@@ -140,20 +144,30 @@ class Run:
         return json.loads(path.read_text()) if path.exists() else {}
 
     def _write(self, path: Path, write: Any, size: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            self._require_space(size)
-            write(temporary)
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            self._require_space(size, full=True)
+            with self._room(size):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write(temporary)
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _room(self, size: int) -> Iterator[None]:
+        """PuzzleError when the disk has no room for `size` bytes, or fills while they are written.
+
+        safetensors' error of a full disk is no OSError, so both are known by their words.
+        """
+        self._require_space(size)
+        try:
+            yield
+        except (OSError, SafetensorError) as error:
+            if os.strerror(errno.ENOSPC) not in str(error):
+                raise
+            self._require_space(size, full=True)
 
     def _require_space(self, size: int, full: bool = False) -> None:
         free = shutil.disk_usage(self.folder).free
