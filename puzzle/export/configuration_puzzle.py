@@ -11,11 +11,27 @@ from typing import Any
 from transformers import LlamaConfig, MistralConfig, NemotronConfig, Qwen2Config, Qwen3Config
 
 
+class Entry(dict[str, Any]):
+    """A mapping whose keys are attributes too: vLLM reads `block.attention.no_op`."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self:
+            raise AttributeError(name)
+        return self[name]
+
+
 class DeciLMConfig(LlamaConfig):
     """A Llama whose layers differ; the one format that serving engines know by name."""
 
     model_type = "nemotron-nas"
     block_configs: list[dict[str, Any]] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.block_configs = [
+            Entry({half: Entry(fields) for half, fields in block.items()})
+            for block in self.block_configs or []
+        ]
 
 
 class PuzzleMistralConfig(MistralConfig):

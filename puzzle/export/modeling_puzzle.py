@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import inspect
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +20,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.models.llama.modeling_llama import LlamaAttention
 
 from .configuration_puzzle import (
     DeciLMConfig,
@@ -36,6 +38,11 @@ FAMILIES = {
     "puzzle-qwen3": ("qwen3", "Qwen3"),
     "puzzle-nemotron": ("nemotron", "Nemotron"),
 }
+
+# transformers 5.24 renamed the KV cache, as an argument and in outputs; both names are served
+CACHE = "cache"
+if CACHE not in inspect.signature(LlamaAttention.forward).parameters:
+    CACHE = "past_key_values"
 
 
 def family_class(config: Any, name: str) -> Any:
@@ -178,6 +185,7 @@ class PuzzleModel(PuzzlePreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         cache: Cache | None = None,
+        past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool = False,
@@ -187,6 +195,7 @@ class PuzzleModel(PuzzlePreTrainedModel):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         hidden_states = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         use_cache = self.config.use_cache if use_cache is None else use_cache
+        cache = past_key_values if cache is None else cache
         if use_cache and cache is None:
             cache = DynamicCache()
         if position_ids is None:
@@ -209,20 +218,23 @@ class PuzzleModel(PuzzlePreTrainedModel):
                 attention_mask=masks[window],
                 position_ids=position_ids,
                 position_embeddings=position_embeddings,
-                cache=cache,
                 use_cache=use_cache,
+                **{CACHE: cache},
             )
             streams.append(hidden_states)
         hidden_states = self.norm(hidden_states)
         return BaseModelOutputWithPast(
             last_hidden_state=hidden_states,
-            cache=cache,
             hidden_states=(*streams[:-1], hidden_states) if output_hidden_states else None,
+            **{CACHE: cache},
         )
 
 
-def layer_masks(config: Any, windows: set[int | None], **context: Any) -> dict[int | None, Any]:
+def layer_masks(
+    config: Any, windows: set[int | None], *, cache: Cache | None, **context: Any
+) -> dict[int | None, Any]:
     """The causal mask of each window length present (None: the whole past)."""
+    context[CACHE] = cache
     masks: dict[int | None, Any] = {}
     for window in windows:
         if window is None:
@@ -248,19 +260,29 @@ class PuzzleForCausalLM(PuzzlePreTrainedModel, GenerationMixin):
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **context: Any,
     ) -> CausalLMOutputWithPast:
-        outputs = self.model(input_ids=input_ids, **context)
+        outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, **context)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
         return CausalLMOutputWithPast(
-            loss=loss, logits=logits, cache=outputs.cache, hidden_states=outputs.hidden_states
+            loss=loss,
+            logits=logits,
+            hidden_states=outputs.hidden_states,
+            **{CACHE: outputs.get(CACHE)},
         )
+
+
+class DeciLMModel(PuzzleModel):
+    """A Llama whose layers differ, without its head."""
+
+    config_class = DeciLMConfig
 
 
 class DeciLMForCausalLM(PuzzleForCausalLM):
@@ -269,10 +291,22 @@ class DeciLMForCausalLM(PuzzleForCausalLM):
     config_class = DeciLMConfig
 
 
+class PuzzleMistralModel(PuzzleModel):
+    """A Mistral whose layers differ, without its head."""
+
+    config_class = PuzzleMistralConfig
+
+
 class PuzzleMistralForCausalLM(PuzzleForCausalLM):
     """A Mistral whose layers differ."""
 
     config_class = PuzzleMistralConfig
+
+
+class PuzzleQwen2Model(PuzzleModel):
+    """A Qwen2 or Qwen2.5 whose layers differ, without its head."""
+
+    config_class = PuzzleQwen2Config
 
 
 class PuzzleQwen2ForCausalLM(PuzzleForCausalLM):
@@ -281,10 +315,22 @@ class PuzzleQwen2ForCausalLM(PuzzleForCausalLM):
     config_class = PuzzleQwen2Config
 
 
+class PuzzleQwen3Model(PuzzleModel):
+    """A Qwen3 whose layers differ, without its head."""
+
+    config_class = PuzzleQwen3Config
+
+
 class PuzzleQwen3ForCausalLM(PuzzleForCausalLM):
     """A Qwen3 whose layers differ."""
 
     config_class = PuzzleQwen3Config
+
+
+class PuzzleNemotronModel(PuzzleModel):
+    """A Nemotron whose layers differ, without its head."""
+
+    config_class = PuzzleNemotronConfig
 
 
 class PuzzleNemotronForCausalLM(PuzzleForCausalLM):
