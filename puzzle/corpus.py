@@ -8,6 +8,7 @@ same text never serves two purposes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import lzma
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
@@ -127,17 +128,22 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _read_text(file: Path, tokenizer: Any) -> Iterator[str]:
+@contextlib.contextmanager
+def _utf8(file: Path) -> Iterator[TextIO]:
     try:
-        yield file.read_text(encoding="utf-8")
+        with file.open(encoding="utf-8") as text:
+            yield text
     except UnicodeDecodeError:
-        raise PuzzleError(
-            f"{file} is not UTF-8 text; convert it, or give .jsonl or .parquet"
-        ) from None
+        raise PuzzleError(f"{file} is not UTF-8 text; convert it") from None
+
+
+def _read_text(file: Path, tokenizer: Any) -> Iterator[str]:
+    with _utf8(file) as text:
+        yield text.read()
 
 
 def _read_jsonl(file: Path, tokenizer: Any) -> Iterator[str]:
-    with file.open(encoding="utf-8") as lines:
+    with _utf8(file) as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 try:
@@ -150,7 +156,11 @@ def _read_jsonl(file: Path, tokenizer: Any) -> Iterator[str]:
 def _read_parquet(file: Path, tokenizer: Any) -> Iterator[str]:
     import pandas as pd
 
-    frame = pd.read_parquet(file)
+    try:
+        frame = pd.read_parquet(file)
+    except ValueError as error:  # pyarrow's own errors are ValueErrors
+        reason = str(error).splitlines()[0]
+        raise PuzzleError(f"{file} is not a parquet file that reads: {reason}") from None
     for number, row in enumerate(frame.to_dict("records")):
         yield _row_text(row, tokenizer, f"{file} row {number}")
 
@@ -221,9 +231,10 @@ def _pack(
         rows = tokenizer(pool[start : start + 64], add_special_tokens=False)["input_ids"]
         flat += [token for row in rows for token in (*row, tokenizer.eos_token_id)]
     if len(flat) < count * length:
+        enough = len(flat) // length * length
+        less = f", or ask for less with --set tokens.{name}={enough}" if enough else ""
         raise PuzzleError(
             f"the {name} split has {len(flat)} tokens of text in {len(pool)} documents and needs "
-            f"{count * length}; give more text with --data, or ask for less with "
-            f"--set tokens.{name}={len(flat) // length * length}"
+            f"{count * length}; give more text with --data{less}"
         )
     return torch.tensor(flat[: count * length]).reshape(count, length)

@@ -142,7 +142,7 @@ def choices(all_synsets: list[Synset]) -> list[dict[str, object]]:
     for words in by_file.values():
         for word, synset in words.items():
             others = sorted(w for w in words if w not in synset.words)
-            if len(others) < 3 or re.search(rf"\b{word}", synset.definition):
+            if len(others) < 3 or re.search(rf"\b{word}", synset.definition, re.I):
                 continue
             options = [word, *draw.sample(others, 3)]
             draw.shuffle(options)
