@@ -88,7 +88,7 @@ def _ffn(entry: str, parent: Block) -> FFNVariant:
     if entry.endswith("%"):
         step = WIDTH_STEP if own.intermediate_size >= 4 * WIDTH_STEP else 1
         width = round(own.intermediate_size * float(entry[:-1]) / 100 / step) * step
-        return FFN(max(step, width)) if entry != "100%" else own
+        return FFN(min(max(step, width), own.intermediate_size)) if entry != "100%" else own
     variant = parse_ffn(entry)
     if isinstance(variant, FFN) and variant.intermediate_size > own.intermediate_size:
         raise PuzzleError(
