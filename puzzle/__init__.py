@@ -1,1 +1,80 @@
-"""Puzzle: derive a faster language model from a pretrained one, for the hardware you have."""
+"""Puzzle: derive a faster language model from a pretrained one, for the hardware you have.
+
+    import puzzle
+    result = puzzle.search(budget="h100-1gpu")
+
+Names are loaded when first used: `import puzzle` alone loads no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from puzzle.architecture import Architecture
+    from puzzle.blocks.variant import FFN, GQA, Block, LinearMap, NoOp
+    from puzzle.budget import Budget, load_budget
+    from puzzle.config import Config, load_config
+    from puzzle.errors import InfeasibleError, PuzzleError
+    from puzzle.export.register import register
+    from puzzle.parent import Parent, open_parent
+    from puzzle.result import Result, open_result
+    from puzzle.search import search, solve
+
+__all__ = [
+    "FFN",
+    "GQA",
+    "Architecture",
+    "Block",
+    "Budget",
+    "Config",
+    "InfeasibleError",
+    "LinearMap",
+    "NoOp",
+    "Parent",
+    "PuzzleError",
+    "Result",
+    "load_budget",
+    "load_config",
+    "open_parent",
+    "open_result",
+    "register",
+    "search",
+    "solve",
+]
+
+# public name -> the module that holds it
+_PUBLIC = {
+    "search": "puzzle.search",
+    "solve": "puzzle.search",
+    "Result": "puzzle.result",
+    "open_result": "puzzle.result",
+    "Architecture": "puzzle.architecture",
+    "Block": "puzzle.blocks.variant",
+    "GQA": "puzzle.blocks.variant",
+    "FFN": "puzzle.blocks.variant",
+    "LinearMap": "puzzle.blocks.variant",
+    "NoOp": "puzzle.blocks.variant",
+    "Budget": "puzzle.budget",
+    "load_budget": "puzzle.budget",
+    "Config": "puzzle.config",
+    "load_config": "puzzle.config",
+    "Parent": "puzzle.parent",
+    "open_parent": "puzzle.parent",
+    "register": "puzzle.export.register",
+    "PuzzleError": "puzzle.errors",
+    "InfeasibleError": "puzzle.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'puzzle' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_PUBLIC[name]), name)
+    globals()[name] = value  # over the submodule of the same name, where there is one
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

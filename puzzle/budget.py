@@ -90,6 +90,16 @@ class TargetRows(StrictModel):
     throughput: Rate | None = None
 
 
+# name of a limit -> (its field here and in a prediction, its unit)
+LIMITS = {
+    "memory": ("memory_bytes", "B"),
+    "params": ("params", "params"),
+    "ttft": ("ttft_s", "s"),
+    "tpot": ("tpot_s", "s"),
+    "throughput": ("tokens_per_s", "tok/s"),
+}
+
+
 @dataclass(frozen=True)
 class Limits:
     """A budget in absolute SI numbers; None is unlimited. tokens_per_s is a floor."""
@@ -99,6 +109,23 @@ class Limits:
     ttft_s: float | None = None
     tpot_s: float | None = None
     tokens_per_s: float | None = None
+
+    def stated(self) -> dict[str, float]:
+        """The limits there are, by name."""
+        values = {name: getattr(self, field) for name, (field, _) in LIMITS.items()}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def shares(self, prediction: Prediction) -> dict[str, float]:
+        """How much of each limit a model uses; above 1 it breaks the limit."""
+        reached = {name: getattr(prediction, LIMITS[name][0]) for name in self.stated()}
+        return {
+            name: limit / reached[name] if name == "throughput" else reached[name] / limit
+            for name, limit in self.stated().items()
+        }
+
+    def allow(self, prediction: Prediction) -> bool:
+        """Whether a model keeps every limit."""
+        return max(self.shares(prediction).values()) <= 1
 
 
 class Budget(StrictModel):

@@ -75,6 +75,12 @@ class Scoring(StrictModel):
     samples: PositiveInt = 8
 
 
+class Evaluate(StrictModel):
+    """How many multiple-choice questions of the embedded set are asked, 1000 at most."""
+
+    items: PositiveInt = 1_000
+
+
 class Heal(StrictModel):
     """Global distillation of the child: loss = cosine sum_layers (1 - cos) + kl KL(p || c)."""
 
@@ -100,6 +106,7 @@ class Config(StrictModel):
     distill: Distill = Distill()
     score: Scoring = Scoring()
     heal: Heal = Heal()
+    evaluate: Evaluate = Evaluate()
 
     def to_yaml(self) -> str:
         """The configuration as YAML that `load_config` reads back to the same value."""

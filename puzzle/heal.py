@@ -9,6 +9,7 @@ Legend: S sequences, T tokens, D hidden, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from puzzle import records
 from puzzle.config import Heal
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
 from puzzle.modules import Weights
@@ -33,18 +35,18 @@ class Course:
     """Where a healing writes, what it reads, and the fingerprint of both."""
 
     run: Run
-    name: str  # of the child
+    name: str  # of the budget the child was chosen for
     inputs: str
 
     @property
     def healed(self) -> str:
         """The record of the healed child's tensors."""
-        return f"children/{self.name}/healed"
+        return records.child(self.name, "healed")
 
     @property
     def checkpoint(self) -> str:
         """The record a killed healing resumes from."""
-        return f"children/{self.name}/heal"
+        return records.child(self.name, "heal")
 
 
 def heal(
@@ -62,7 +64,7 @@ def heal(
     if course.run.fresh(course.healed, course.inputs):
         return course.run.load_tensors(course.healed)
     dtype = next(child.parameters()).dtype
-    student = child.float().requires_grad_().train()
+    student = copy.deepcopy(child).float().requires_grad_().train()
     size = max(1, options.batch_tokens // tokens.shape[1])
     steps = options.tokens // (size * tokens.shape[1])
     optimizer = torch.optim.AdamW(

@@ -88,6 +88,11 @@ class Parent:
         return build_layer(self.config, self.blocks[layer], self.layer_weights(layer))
 
     @property
+    def family(self) -> str:
+        """The transformers model type."""
+        return str(self.config.model_type)
+
+    @property
     def head_name(self) -> str:
         """The tensor the head multiplies with; the embedding's where they are tied."""
         return "model.embed_tokens.weight" if self.shape.tied else "lm_head.weight"

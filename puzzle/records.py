@@ -4,9 +4,11 @@ trace/<model>/<split>/h007      residual stream entering layer 7, [S, T, D]
 trace/<model>/scoring/g007      Fisher gradients at the same place, [K, S, T, D]
 library/L07.attention=gqa2      a trained half
 scores/L07                      the scores of the layer's blocks
-costs/<hardware>/<workload>     what the layer's blocks cost
-solutions/<name>/solution       the chosen architecture, its problem and proof
-children/<name>/evaluation      what the child is worth
+costs/<hardware>/<budget>       what every block costs, at every batch
+solutions/<budget>              the chosen blocks, what they cost and what is proven
+children/<budget>/healed        the healed child's tensors
+children/<budget>/evaluation.M  what M is worth: the parent, the uniform child, the child, healed
+children/<budget>/hf/puzzle     in the exported checkpoint: where it comes from
 """
 
 from __future__ import annotations
@@ -34,3 +36,28 @@ def half(layer: int, block: Block) -> str:
 def scores(layer: int) -> str:
     """Scores of the composed blocks of one layer."""
     return f"scores/L{layer:02}"
+
+
+def costs(hardware: str, budget: str) -> str:
+    """The price list of a budget's workload."""
+    return f"costs/{hardware}/{budget}"
+
+
+def solution(budget: str) -> str:
+    """The child chosen for a budget."""
+    return f"solutions/{budget}"
+
+
+def child(budget: str, what: str) -> str:
+    """A record of the child chosen for a budget: heal, healed, exported."""
+    return f"children/{budget}/{what}"
+
+
+def evaluation(budget: str, model: str) -> str:
+    """What a model is worth: `parent`, `uniform`, `child` or `healed`."""
+    return child(budget, f"evaluation.{model}")
+
+
+def exported(budget: str) -> str:
+    """In the folder of the exported checkpoint; gone when the folder goes."""
+    return child(budget, "hf/puzzle")

@@ -13,10 +13,11 @@ import fcntl
 import hashlib
 import json
 import os
+import resource
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     import torch
 
 JSON, TENSORS = ".json", ".safetensors"
+CONFIG = "config.yaml"  # of the last search; what makes a folder a run
+KIB = 1024
 
 
 def fingerprint(*inputs: Any) -> str:
@@ -45,6 +48,13 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise PuzzleError(f"cannot create {folder}: {error.strerror}; choose --out") from None
+
+    @classmethod
+    def existing(cls, folder: str | Path) -> Run:
+        """A run that was begun before; PuzzleError where there is none."""
+        if not (Path(folder) / CONFIG).exists():
+            raise PuzzleError(f"there is no run in {folder}; `puzzle search --out` makes one")
+        return cls(folder)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -73,6 +83,10 @@ class Run:
         paths = [p for p in self.folder.glob(pattern) if p.suffix in (JSON, TENSORS)]
         return sorted(str(p.relative_to(self.folder).with_suffix("")) for p in paths)
 
+    def written(self, name: str) -> float:
+        """When a JSON record was written, in seconds since the epoch."""
+        return self._path(name, JSON).stat().st_mtime
+
     def save(self, name: str, data: Any, inputs: str) -> None:
         """Write a JSON record."""
         text = json.dumps({"fingerprint": inputs, "data": data}, indent=1)
@@ -84,6 +98,12 @@ class Run:
         if not path.exists():
             raise PuzzleError(f"{self.folder} has no {name} yet; run `puzzle search` on it first")
         return json.loads(path.read_text())["data"]
+
+    def remember(self, name: str, inputs: str, make: Callable[[], Any]) -> Any:
+        """The data of a JSON record, made and saved first where it is missing or stale."""
+        if not self.fresh(name, inputs):
+            self.save(name, make(), inputs)
+        return self.load(name)
 
     def save_tensors(
         self, name: str, tensors: dict[str, torch.Tensor], inputs: str, info: Any = None
@@ -114,6 +134,14 @@ class Run:
         torn = path.exists() and not path.read_text().endswith("\n")
         with self._room(len(line)), path.open("a") as file:
             file.write("\n" * torn + line + "\n")
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Log how long a stage took, and the peak memory of the process up to its end."""
+        begin = time.monotonic()
+        yield
+        peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
+        self.event(stage=name, seconds=time.monotonic() - begin, peak_bytes=peak_bytes)
 
     def events(self) -> list[dict[str, Any]]:
         """Every event so far; a line torn by a crash is left out."""

@@ -22,6 +22,7 @@ import torch
 
 from puzzle import records
 from puzzle.blocks.variant import Block
+from puzzle.errors import PuzzleError
 from puzzle.library import Library
 from puzzle.progress import track
 from puzzle.run import Run, fingerprint
@@ -47,6 +48,21 @@ def score(
         if not run.fresh(records.scores(layer), print_):
             run.save(records.scores(layer), score_layer(run, library, layer, space[layer]), print_)
     return fingerprint("scores", inputs, [[str(b) for b in blocks] for blocks in space])
+
+
+def losses(run: Run, space: Sequence[Sequence[Block]]) -> tuple[dict[Block, float], ...]:
+    """Per layer, the loss of each block of the space, from the records."""
+    layers = [run.load(records.scores(layer)) for layer in range(len(space))]
+    for layer, (scores, blocks) in enumerate(zip(layers, space)):
+        if missing := [str(block) for block in blocks if str(block) not in scores]:
+            raise PuzzleError(
+                f"{run.folder} has no score of {missing[0]} in layer {layer} "
+                f"({len(missing)} blocks lack one); run `puzzle search` on it again"
+            )
+    return tuple(
+        {block: scores[str(block)]["loss"] for block in blocks}
+        for scores, blocks in zip(layers, space)
+    )
 
 
 def score_layer(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from puzzle import records
+from puzzle.corpus import digest
 from puzzle.parent import Parent
 from puzzle.progress import track
 from puzzle.run import Run, fingerprint
@@ -28,13 +29,13 @@ def trace(
     """Write every missing stream and gradient; returns the fingerprint of the whole trace.
 
     Args:
-        splits: token ids [S, T] of `calibration` and `scoring`.
+        splits: token ids [S, T] by split; `calibration` and `scoring` are traced.
         samples: K, the number of label draws of the Fisher gradients.
     """
     prints = {}
-    for split, tokens in splits.items():
-        prints[split] = fingerprint("hidden", parent.fingerprint, split, _digest(tokens))
-        _forward_sweep(run, parent, split, tokens, prints[split])
+    for split in ("calibration", "scoring"):
+        prints[split] = fingerprint("hidden", parent.fingerprint, split, digest(splits[split]))
+        _forward_sweep(run, parent, split, splits[split], prints[split])
     prints["gradients"] = fingerprint("gradients", prints["scoring"], samples, seed)
     _backward_sweep(run, parent, samples, seed, prints["gradients"])
     return fingerprint(prints)
@@ -129,7 +130,3 @@ def _sequences(hidden_STD: torch.Tensor) -> int:
 
 def _batches(hidden_STD: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return hidden_STD.split(_sequences(hidden_STD))
-
-
-def _digest(tokens: torch.Tensor) -> str:
-    return fingerprint(list(tokens.shape), tokens.flatten().tolist())

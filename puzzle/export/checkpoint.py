@@ -198,6 +198,7 @@ def write_weights(
     for file, names in split.filename_to_tensors.items():
         shard = {name: tensors[name].to(layout[name].dtype).contiguous() for name in names}
         save_file(shard, folder / file, {"format": "pt"})
+        shutil.copymode(folder / "config.json", folder / file)  # safetensors shuts others out
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         write_json(folder / "model.safetensors.index.json", index)

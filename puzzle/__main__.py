@@ -1,0 +1,6 @@
+"""`python -m puzzle` is the command line."""
+
+from puzzle.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,115 @@
+"""Choose: one block per layer, the least summed loss under every limit of the budget.
+
+The mixed-integer program of Puzzle (arXiv 2411.19146, section 4.3). All costs are sums over blocks
+plus a constant for what lies outside the layers, so at a batch size b every limit is one linear
+row; every b of the workload is bounded, and the best child over all b is kept. Costs enter as
+integers (bytes, nanoseconds rounded up), so a child that the program accepts keeps its limits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from puzzle.blocks.variant import Block
+from puzzle.budget import LIMITS
+from puzzle.errors import InfeasibleError, PuzzleError
+from puzzle.hardware.cost import Cost
+from puzzle.hardware.throughput import Prediction
+from puzzle.menu import Choice, Menu
+from puzzle.solver import Problem, solve_any
+from puzzle.solver.problem import Ints
+from puzzle.units import show
+
+NS = 1_000_000_000
+
+# limit -> what a block takes of it, in whole bytes, parameters or nanoseconds
+USES: dict[str, Callable[[Cost], int]] = {
+    "memory": lambda cost: cost.memory_bytes,
+    "params": lambda cost: cost.params,
+    "ttft": lambda cost: math.ceil(cost.prefill_s * NS),
+    "tpot": lambda cost: math.ceil(cost.decode_s * NS),
+    "throughput": lambda cost: math.ceil(cost.total_s * NS),
+}
+
+
+def choose(menu: Menu) -> Choice:
+    """The child of least summed loss that keeps the budget.
+
+    Raises:
+        InfeasibleError: no child keeps it; names the limit that binds and the cheapest child.
+        PuzzleError: the solver ran out of time without an answer.
+    """
+    rooms = {batch: _room(menu, batch) for batch in menu.prices.blocks}
+    rooms = {batch: room for batch, room in rooms.items() if min(room.values()) >= 0}
+    if not rooms:
+        raise InfeasibleError(_why_infeasible(menu))
+    best, solution = solve_any([_problem(menu, batch, room) for batch, room in rooms.items()])
+    if solution.status == "infeasible":
+        raise InfeasibleError(_why_infeasible(menu))
+    if solution.picks is None:
+        raise PuzzleError(f"budget {menu.budget.name}: {solution.message}")
+    blocks = [list(options)[pick] for options, pick in zip(menu.losses, solution.picks)]
+    proof = {field: getattr(solution, field) for field in ("status", "proof", "gap", "seconds")}
+    return menu.choice(blocks, list(rooms)[best], proof)
+
+
+def _room(menu: Menu, batch: int) -> dict[str, int]:
+    """What each limit leaves for the blocks at this batch, in the units of USES."""
+    allowed, new_tokens = menu.limits.stated(), menu.budget.workload.new_tokens
+    if "ttft" in allowed:
+        allowed["ttft"] *= NS
+    if "tpot" in allowed:
+        allowed["tpot"] *= new_tokens * NS
+    if "throughput" in allowed:
+        allowed["throughput"] = batch * new_tokens / allowed["throughput"] * NS
+    outside = menu.prices.outside[batch]
+    return {name: math.floor(value) - USES[name](outside) for name, value in allowed.items()}
+
+
+def _problem(menu: Menu, batch: int, room: dict[str, int]) -> Problem:
+    costs = menu.prices.blocks[batch]
+
+    def uses(name: str, options: Iterable[Block]) -> Ints:
+        return np.array([USES[name](costs[block]) for block in options])
+
+    return Problem(
+        loss=[np.array(list(options.values())) for options in menu.losses],
+        cost={name: [uses(name, options) for options in menu.losses] for name in room},
+        limit=room,
+        names=[[str(block) for block in options] for options in menu.losses],
+    )
+
+
+def _why_infeasible(menu: Menu) -> str:
+    """One sentence: the limits that no child keeps, and how near the cheapest child comes."""
+    stated = menu.limits.stated()
+    cheapest = {name: _cheapest(menu, name) for name in stated}
+    alone = [name for name in stated if menu.limits.shares(cheapest[name])[name] > 1]
+    asked = []
+    for name in alone or stated:
+        field, unit = LIMITS[name]
+        word = "at least" if name == "throughput" else "at most"
+        reached = show(getattr(cheapest[name], field), unit)
+        asked.append(
+            f"{name} of {word} {show(stated[name], unit)}, "
+            f"where the cheapest possible child has {reached}"
+        )
+    together = "" if alone else "; each can be kept alone, but not all together"
+    return (
+        f"budget {menu.budget.name} asks for {' and for '.join(asked)}{together}. "
+        "Loosen the budget, or add cheaper blocks to space.attention and space.ffn"
+    )
+
+
+def _cheapest(menu: Menu, name: str) -> Prediction:
+    """The child, at any batch, that takes least of one limit."""
+
+    def at(batch: int) -> Prediction:
+        costs = menu.prices.blocks[batch]
+        blocks = [min(each, key=lambda block: USES[name](costs[block])) for each in menu.losses]
+        return menu.serve(blocks, batch)
+
+    return min(map(at, menu.prices.blocks), key=lambda child: menu.limits.shares(child)[name])

@@ -1,0 +1,146 @@
+"""The command line: `puzzle search`, and what looks at or goes on from its run directory.
+
+Modules that load torch are imported inside the commands, so that help and errors are immediate.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from puzzle.errors import PuzzleError
+
+if TYPE_CHECKING:
+    from puzzle.result import Result
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="Derive a faster LLM for your hardware."
+)
+RunFolder = Annotated[Path, typer.Argument(help="A run directory that `puzzle search` made.")]
+
+
+def main() -> None:
+    """Run a command; an error a user can meet is one sentence and its exit code."""
+    try:
+        app()
+    except PuzzleError as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"puzzle: {error}")
+        sys.exit(error.exit_code)
+
+
+@app.command()
+def search(
+    model: Annotated[str | None, typer.Option(help="A checkpoint folder or hub id.")] = None,
+    data: Annotated[str | None, typer.Option(help="Text, JSONL, parquet or hub dataset.")] = None,
+    budget: Annotated[str | None, typer.Option(help="A budget's name or YAML file.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A YAML file of settings.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="One setting, like distill.tokens=65536.")
+    ] = None,
+) -> None:
+    """Derive a child: trace, distill, score, choose, heal, evaluate, export, report.
+
+    With no option at all, on the embedded parent and corpus.
+    """
+    from puzzle import search as search_for
+
+    result = search_for(
+        model, data=data, budget=budget, out=out, config=config, settings=settings or ()
+    )
+    _show(result)
+
+
+@app.command()
+def solve(
+    run: Annotated[Path | None, typer.Argument(help="A run directory with scores.")] = None,
+    budget: Annotated[str | None, typer.Option(help="A budget's name or YAML file.")] = None,
+    problem: Annotated[Path | None, typer.Option(help="A problem of your own, as JSON.")] = None,
+) -> None:
+    """Choose again: a new budget on an old run, or a problem of your own."""
+    if problem:
+        _solve_problem(problem)
+    elif run and budget:
+        from puzzle import solve as solve_for
+
+        _show(solve_for(run, budget))
+    else:
+        raise PuzzleError("give a run directory and --budget, or --problem FILE")
+
+
+@app.command()
+def show(
+    run: RunFolder,
+    budget: Annotated[str | None, typer.Option(help="Which budget's child.")] = None,
+) -> None:
+    """Print the architecture and the table of a run's child."""
+    from puzzle import open_result
+
+    _show(open_result(run, budget))
+
+
+@app.command()
+def status(run: RunFolder) -> None:
+    """Print how far a run has come, and how long its stages took."""
+    from puzzle.status import status_table
+
+    Console().print(status_table(run))
+
+
+@app.command()
+def budgets() -> None:
+    """List the budgets that come with the package."""
+    from puzzle.budget import budget_names, load_budget
+
+    table = Table("budget", "hardware", "what it asks for", box=None)
+    for name in budget_names():
+        budget = load_budget(name)
+        table.add_row(name, budget.hardware, budget.description)
+    Console().print(table)
+
+
+@app.command()
+def doctor() -> None:
+    """Print versions, devices, and what is available here or why not."""
+    from puzzle.doctor import checkup
+
+    table = Table("what", "found", box=None)
+    for what, found in checkup():
+        table.add_row(what, found)
+    Console().print(table)
+
+
+def _solve_problem(path: Path) -> None:
+    from puzzle.solver import Problem, ProblemError
+    from puzzle.solver import solve as solve_problem
+
+    try:
+        problem = Problem.from_json(path.read_text())
+        solution = solve_problem(problem)
+    except OSError as error:
+        raise PuzzleError(f"{path}: {error.strerror}") from None
+    except ProblemError as error:
+        raise PuzzleError(f"{path}: {error}") from None
+    typer.echo(solution)
+    if solution.picks is None:
+        raise typer.Exit(3)
+    typer.echo(solution.table(problem))
+
+
+def _show(result: Result) -> None:
+    console = Console()
+    table = Table(box=None, title=f"{result.architecture.parent} for {result.name}")
+    formatted = result.formatted()
+    table.add_column("")
+    for name in formatted.columns:
+        table.add_column(str(name), justify="right")
+    for row, values in formatted.iterrows():
+        table.add_row(str(row), *map(str, values))
+    console.print(table)
+    console.print()
+    console.print(result.summary(), highlight=False)

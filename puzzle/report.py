@@ -1,0 +1,107 @@
+"""The report: one HTML file that needs nothing beside it, and the checkpoint's model card."""
+
+from __future__ import annotations
+
+import html
+import io
+from pathlib import Path
+from string import Template
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from puzzle.result import Result
+from puzzle.units import show
+
+PAGE = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
+
+
+def write_report(result: Result) -> Path:
+    """Write the report of a finished search; returns its path."""
+    table = result.formatted()
+    page = PAGE.substitute(
+        title=html.escape(f"{result.architecture.parent} for {result.name}"),
+        headline=html.escape(headline(result)),
+        table=table.to_html(border=0, classes="numbers"),
+        summary=html.escape(result.summary().partition("\n\n")[0]),
+        architecture=html.escape(str(result.architecture)),
+        architecture_map=_svg(result.plot_architecture()),
+        score_map=_svg(result.plot_scores()),
+        budget_use=_svg(result.plot_budget()),
+        quality=_svg(result.plot_quality()),
+        throughput=_svg(result.plot_throughput()),
+        timings=_timings(result),
+        provenance=html.escape((result.run.folder / "provenance.json").read_text()),
+        config=html.escape((result.run.folder / "config.yaml").read_text()),
+    )
+    name = result.report.relative_to(result.run.folder)
+    return result.run.write_text(str(name), page)
+
+
+def headline(result: Result) -> str:
+    """The result in one sentence."""
+    faster = result.value("throughput", "child") / result.value("throughput", "parent")
+    parameters = result.value("parameters", "child") / result.value("parameters", "parent")
+    return (
+        f"{faster:.2f} times the parent's predicted throughput on {result.hardware} with "
+        f"{parameters:.0%} of its parameters; KL to the parent "
+        f"{result.value('KL to the parent', 'healed'):.3f} after healing, "
+        f"next-token agreement {result.value('next-token agreement', 'healed'):.1%}."
+    )
+
+
+def model_card(result: Result) -> str:
+    """The README of an exported checkpoint: what it is, where it comes from, how to load it."""
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+base_model: {result.architecture.parent}
+tags: [puzzle, nemotron-nas]
+---
+
+# {result.architecture.parent}, derived for {result.name}
+
+{headline(result)}
+
+Derived by [Puzzle](https://arxiv.org/abs/2411.19146): blocks distilled one by one, chosen by
+integer programming for the budget `{result.name}`, healed by distillation from the parent.
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("this folder", trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained("this folder")
+```
+
+{_markdown(result)}
+
+## Architecture
+
+```
+{result.architecture}```
+"""
+
+
+def _markdown(result: Result) -> str:
+    table = result.formatted()
+    rows = [["", *table.columns], ["---"] * (1 + len(table.columns))]
+    rows += [[str(name), *map(str, values)] for name, values in table.iterrows()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _svg(figure: Figure) -> str:
+    """The figure as an inline SVG element, text as text."""
+    out = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "puzzle"}):
+        figure.savefig(out, format="svg", metadata={"Date": None})
+    text = out.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _timings(result: Result) -> str:
+    rows = result.timings
+    seconds, peaks = rows["seconds"], rows["peak_bytes"]
+    shown = rows[["stage"]].assign(
+        time=[show(each, "s") for each in seconds], memory=[show(each, "B") for each in peaks]
+    )
+    return shown.to_html(border=0, index=False, classes="numbers")

@@ -1,0 +1,247 @@
+"""The result of a search, read from its run directory: tables as pandas frames, plots as figures.
+
+result = puzzle.search(budget="h100-1gpu")
+result                      # parent, uniform child and child, side by side
+result.scores               # what each block of each layer would cost in KL
+result.plot_scores()
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from puzzle import records
+from puzzle.architecture import Architecture
+from puzzle.blocks.variant import Block
+from puzzle.errors import PuzzleError
+from puzzle.run import Run
+from puzzle.units import show
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# row of the table -> its unit; "" is a plain number, "%" a share
+ROWS = {
+    "parameters": "params",
+    "weights": "B",
+    "KV cache": "B",
+    "batch": "",
+    "throughput": "tok/s",
+    "time to first token": "s",
+    "time per output token": "s",
+    "KL to the parent": "nats",
+    "perplexity": "nats",
+    "next-token agreement": "%",
+    "accuracy": "%",
+}
+COLUMNS = {
+    "parent": "parent",
+    "uniform": "uniform child",
+    "child": "child",
+    "healed": "child, healed",
+}
+_BLOCKS_OF = {"healed": "child"}
+
+
+def open_result(folder: str | Path, budget: str | None = None) -> Result:
+    """A run's result for a budget; without a budget, the one chosen last."""
+    run = Run.existing(folder)
+    names = [Path(name).name for name in run.names("solutions/*.json")]
+    if budget is None and names:
+        budget = max(names, key=lambda name: run.written(records.solution(name)))
+    if budget not in names:
+        raise PuzzleError(
+            f"{folder} has nothing chosen for budget {budget}; it has {', '.join(names) or 'none'}"
+        )
+    return Result(run, budget)
+
+
+class Result:
+    """One budget of one run; every table is read when asked for, so a running search can be seen.
+
+    `name` is the budget's; PuzzleError where the run has nothing chosen for it.
+    """
+
+    def __init__(self, run: Run, name: str) -> None:
+        self.run, self.name = run, name
+        self.solution: dict[str, Any] = run.load(records.solution(name))
+        self.models: dict[str, Any] = self.solution["models"]
+
+    @property
+    def hardware(self) -> str:
+        """The device the child is for."""
+        return str(self.solution["budget"]["hardware"])
+
+    @property
+    def checkpoint(self) -> Path:
+        """The folder that vLLM and Hugging Face load."""
+        return self.run.folder / "children" / self.name / "hf"
+
+    @property
+    def report(self) -> Path:
+        """The HTML report."""
+        return self.run.folder / "report" / f"{self.name}.html"
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """The blocks chosen."""
+        text = (self.run.folder / f"{records.solution(self.name)}.txt").read_text()
+        return Architecture.parse(text)
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """One row a layer and block: loss (KL per token), std_error, change; which is chosen."""
+        chosen = set(enumerate(map(str, self.architecture.blocks)))
+        rows = [
+            {
+                "layer": layer,
+                "block": text,
+                "attention": str(Block.parse(text).attention),
+                "ffn": str(Block.parse(text).ffn),
+                **score,
+                "chosen": (layer, text) in chosen,
+            }
+            for layer in range(len(self.architecture.blocks))
+            for text, score in self.run.load(records.scores(layer)).items()
+        ]
+        return pd.DataFrame(rows)
+
+    @cached_property
+    def library(self) -> pd.DataFrame:
+        """One row a trained half: held-out loss when sliced, refit and trained."""
+        rows = []
+        for name in self.run.names("library/*"):
+            layer, _, half = name.removeprefix("library/L").partition(".")
+            rows.append({"layer": int(layer), "half": half, **self.run.info(name)})
+        return pd.DataFrame(rows).sort_values(["layer", "half"], ignore_index=True)
+
+    @cached_property
+    def costs(self) -> pd.DataFrame:
+        """One row a batch and block: parameters, bytes and seconds."""
+        return pd.DataFrame(self.run.load(records.costs(self.hardware, self.name)))
+
+    @cached_property
+    def healing(self) -> pd.DataFrame:
+        """One row a step of the healing: its cosine and KL losses."""
+        return pd.DataFrame(self.run.info(records.child(self.name, "healed"))["losses"])
+
+    @cached_property
+    def timings(self) -> pd.DataFrame:
+        """One row a stage as last run: seconds, and the process's peak memory up to its end."""
+        stages = {e["stage"]: e for e in self.run.events() if "stage" in e}
+        return pd.DataFrame(stages.values())[["stage", "seconds", "peak_bytes"]]
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """Parent, uniform child and child before and after healing, in SI units."""
+        found = {
+            title: _column(self.served(model), self._evaluation(model))
+            for model, title in COLUMNS.items()
+            if model != "uniform" or model in self.models
+        }
+        return pd.DataFrame(found, index=list(ROWS)).astype(float)
+
+    def value(self, row: str, model: str) -> float:
+        """One number of the table."""
+        return float(self.table.to_dict()[COLUMNS[model]][row])
+
+    def formatted(self) -> pd.DataFrame:
+        """The table as people read it."""
+        table = self.table.astype(object)
+        for row, unit in ROWS.items():
+            table.loc[row] = [_written(value, unit) for value in self.table.loc[row]]
+        return table
+
+    def summary(self) -> str:
+        """What was chosen and why, the architecture, and where things lie."""
+        child, shares = self.models["child"], self.models["child"]["shares"]
+        binding = max(shares, key=lambda name: shares[name])
+        measured = self._evaluation("child").get("kl")
+        lines = [
+            f"{binding} binds: {shares[binding]:.1%} of the limit is used; "
+            + ", ".join(f"{name} {share:.1%}" for name, share in shares.items() if name != binding),
+            f"{child['proof']['status']} choice ({child['proof']['proof']}); the scores predict a "
+            f"KL of {self.predicted_kl:.3f}"
+            + (f", measured before healing {measured:.3f}" if measured is not None else ""),
+            "",
+            str(self.architecture),
+        ]
+        if self.checkpoint.exists():
+            lines += [f"checkpoint  {self.checkpoint}", f"report      {self.report}"]
+        return "\n".join(lines)
+
+    def served(self, model: str) -> dict[str, Any]:
+        """What `parent`, `uniform`, `child` or `healed` comes to under the budget's workload."""
+        prediction: dict[str, Any] = self.models[_BLOCKS_OF.get(model, model)]["prediction"]
+        return prediction
+
+    @property
+    def predicted_kl(self) -> float:
+        """The sum of the chosen blocks' scores, to compare with the child's measured KL."""
+        return float(self.models["child"]["loss"])
+
+    def plot_architecture(self) -> Figure:
+        """What each layer holds, as shares of the parent's."""
+        from puzzle.figures import architecture_map
+
+        return architecture_map(self)
+
+    def plot_scores(self) -> Figure:
+        """The loss of every block in every layer, the chosen ones framed."""
+        from puzzle.figures import score_map
+
+        return score_map(self)
+
+    def plot_budget(self) -> Figure:
+        """How much of each limit parent, uniform child and child use."""
+        from puzzle.figures import budget_use
+
+        return budget_use(self)
+
+    def plot_quality(self) -> Figure:
+        """KL to the parent before and after healing, and the losses on the way."""
+        from puzzle.figures import quality
+
+        return quality(self)
+
+    def plot_throughput(self) -> Figure:
+        """Predicted throughput and where its time goes, parent and child."""
+        from puzzle.figures import throughput
+
+        return throughput(self)
+
+    def _repr_html_(self) -> str:
+        html: str = self.formatted().to_html()
+        return html
+
+    def _evaluation(self, model: str) -> dict[str, float]:
+        name = records.evaluation(self.name, model)
+        return self.run.load(name) if self.run.names(f"{name}.json") else {}
+
+
+def _column(prediction: dict[str, float], evaluation: dict[str, float]) -> dict[str, float | None]:
+    return {
+        "parameters": prediction["params"],
+        "weights": prediction["weight_bytes"],
+        "KV cache": prediction["kv_bytes"],
+        "batch": prediction["batch"],
+        "throughput": prediction["tokens_per_s"],
+        "time to first token": prediction["ttft_s"],
+        "time per output token": prediction["tpot_s"],
+        "KL to the parent": evaluation.get("kl"),
+        "perplexity": evaluation.get("perplexity"),
+        "next-token agreement": evaluation.get("agreement"),
+        "accuracy": evaluation.get("accuracy"),
+    }
+
+
+def _written(value: float, unit: str) -> str:
+    if pd.isna(value):
+        return "-"
+    if unit in ("", "nats", "%"):
+        return {"": f"{value:.0f}", "nats": f"{value:.3f}", "%": f"{value:.1%}"}[unit]
+    return show(value, unit)

@@ -1,0 +1,186 @@
+"""The search, top to bottom: a parent and a budget in, a faster child out.
+
+1. Trace    the parent's residual streams and Fisher gradients, one layer in memory at a time.
+2. Distill  every variant of every layer on its own, from those streams: the block library.
+3. Score    every composed block: the KL it would cost to put it into the parent.
+4. Choose   one block per layer, the least summed score within the budget, by integer programming.
+5. Heal     the assembled child by global knowledge distillation from the parent.
+6. Evaluate the parent, the uniform child and the child, before and after healing.
+7. Export   the child as a checkpoint that engines load, and write the report.
+
+Every step writes records into the run directory and skips those that are there: running the same
+command again does what is missing, and another budget re-solves in seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from puzzle import corpus, records
+from puzzle.assemble import assemble, from_weights
+from puzzle.baselines.uniform import uniform
+from puzzle.blocks.variant import Block
+from puzzle.budget import Budget, load_budget
+from puzzle.choose import choose
+from puzzle.config import Config, load_config
+from puzzle.distill import distill
+from puzzle.evaluate import evaluate
+from puzzle.export.checkpoint import write_checkpoint
+from puzzle.export.modeling_puzzle import PuzzleForCausalLM
+from puzzle.export.targets import check_family
+from puzzle.hardware.price import price
+from puzzle.hardware.throughput import reference_of
+from puzzle.heal import Course, heal
+from puzzle.library import Library
+from puzzle.menu import Choice, Losses, Menu
+from puzzle.parent import Parent, open_parent
+from puzzle.provenance import provenance
+from puzzle.report import model_card, write_report
+from puzzle.result import Result
+from puzzle.run import CONFIG, Run, fingerprint
+from puzzle.score import losses, score
+from puzzle.space import halves, layer_blocks
+from puzzle.trace import trace
+
+
+def search(
+    model: str | None = None,
+    *,
+    data: str | None = None,
+    budget: str | None = None,
+    out: str | Path | None = None,
+    config: str | Path | None = None,
+    settings: Sequence[str] = (),
+) -> Result:
+    """Derive a faster child from a pretrained parent, for a budget.
+
+    Args:
+        model: `embedded` (the default), a Hugging Face checkpoint folder, or a hub id.
+        data: `embedded` (the default), text, JSONL or parquet files, or a hub dataset.
+        budget: the name of a shipped budget (default `h100-1gpu`), or a YAML file.
+        out: the run directory; `runs/<model>` unless told otherwise.
+        config: a YAML file with any field of `puzzle.config.Config`.
+        settings: `a.b=c` overrides of the same fields, in order.
+
+    Raises:
+        PuzzleError: bad input, in one sentence.
+        InfeasibleError: no child keeps the budget.
+    """
+    given = {"model": model, "data": data, "budget": budget}
+    said = [f'{key}="{value}"' for key, value in given.items() if value is not None]
+    wanted = load_config(Path(config) if config else None, [*said, *settings])
+    run = Run(out or Path("runs") / Path(wanted.model).name)
+    with run.locked():
+        return _search(run, wanted)
+
+
+def solve(out: str | Path, budget: str) -> Result:
+    """Choose again for another budget from the scores a run already has; nothing is trained."""
+    run = Run.existing(out)
+    config = load_config(run.folder / CONFIG)
+    with run.locked():
+        parent = open_parent(config.model, config.dtype)
+        space = layer_blocks(parent.blocks, config.space, config.target)
+        menu = _menu(parent, losses(run, space), load_budget(budget))
+        _choose(run, parent, menu)
+        return Result(run, menu.budget.name)
+
+
+def _search(run: Run, config: Config) -> Result:
+    parent, budget = open_parent(config.model, config.dtype), load_budget(config.budget)
+    check_family(config.target, parent.family)
+    space = layer_blocks(parent.blocks, config.space, config.target)
+    _require_feasible(parent, space, budget)
+    texts = corpus.splits(
+        config.data,
+        parent.tokenizer,
+        length=config.sequence_length,
+        tokens=config.tokens.model_dump(),
+        seed=config.seed,
+    )
+    run.write_text(CONFIG, config.to_yaml())
+    run.write_text("provenance.json", provenance(parent, texts))
+
+    with run.stage("trace"):
+        traced = trace(run, parent, texts, samples=config.score.samples, seed=config.seed)
+    with run.stage("library"):
+        made = distill(run, parent, halves(space, parent.blocks), config.distill, traced)
+    library = Library(run, parent)
+    with run.stage("scores"):
+        score(run, library, space, (traced, made))
+    with run.stage("choose"):
+        menu = _menu(parent, losses(run, space), budget)
+        choice, plain = _choose(run, parent, menu)
+    with run.stage("heal"):
+        teacher, child = assemble(library, parent.blocks), assemble(library, choice.blocks)
+        inputs = fingerprint(made, choice.as_record()["blocks"], config.heal.model_dump())
+        course = Course(run, budget.name, inputs)
+        healed = heal(course, child, teacher, texts["calibration"], config.heal)
+    with run.stage("evaluate"):
+        questions = corpus.accuracy_items()[: config.evaluate.items]
+        asked = fingerprint(inputs, corpus.digest(texts["evaluation"]), len(questions))
+
+        def judge(name: str, model: Callable[[], PuzzleForCausalLM]) -> None:
+            def marks() -> dict[str, float]:
+                return asdict(
+                    evaluate(
+                        model(),
+                        teacher,
+                        texts["evaluation"],
+                        tokenizer=parent.tokenizer,
+                        items=questions,
+                    )
+                )
+
+            run.remember(records.evaluation(budget.name, name), asked, marks)
+
+        judge("parent", lambda: teacher)
+        if plain:
+            judge("uniform", lambda: assemble(library, plain.blocks))
+        judge("child", lambda: child)
+        judge("healed", lambda: from_weights(library, choice.blocks, healed))
+    with run.stage("export"):
+        result = Result(run, budget.name)
+        if not run.fresh(records.exported(budget.name), asked):
+            architecture = choice.architecture(parent.name)
+            folder, text = result.checkpoint, model_card(result)
+            write_checkpoint(folder, parent, architecture, healed, card=text)
+            run.save(records.exported(budget.name), choice.as_record(), asked)
+    with run.stage("report"):
+        write_report(result)
+    return result
+
+
+def _menu(parent: Parent, losses: Losses, budget: Budget) -> Menu:
+    """What to choose from: scores, prices and limits."""
+    prices = price(parent.shape, parent.family, [list(options) for options in losses], budget)
+    return Menu(losses, prices, budget, reference_of(parent.shape, budget))
+
+
+def _require_feasible(parent: Parent, space: Sequence[Sequence[Block]], budget: Budget) -> None:
+    """Let an infeasible budget say so before anything is trained: choose as if blocks were free."""
+    choose(_menu(parent, [dict.fromkeys(blocks, 0.0) for blocks in space], budget))
+
+
+def _choose(run: Run, parent: Parent, menu: Menu) -> tuple[Choice, Choice | None]:
+    """The child, and the uniform child it must beat; both are written down with their menu."""
+    choice, plain = choose(menu), uniform(menu)
+    name = menu.budget.name
+    record = {
+        "budget": menu.budget.model_dump(mode="json"),
+        "limits": menu.limits.stated(),
+        "models": {
+            "parent": {
+                "blocks": [str(block) for block in parent.blocks],
+                "prediction": asdict(menu.parent),
+            },
+            **({"uniform": plain.as_record()} if plain else {}),
+            "child": choice.as_record(),
+        },
+    }
+    run.save(records.solution(name), record, fingerprint(record))
+    run.save(records.costs(menu.budget.hardware, name), menu.prices.rows(), fingerprint(name))
+    run.write_text(f"solutions/{name}.txt", str(choice.architecture(parent.name)))
+    return choice, plain

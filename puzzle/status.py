@@ -1,0 +1,45 @@
+"""How far a run has come: per stage, records found of those wanted, and the time it took."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.table import Table
+
+from puzzle import records
+from puzzle.config import load_config
+from puzzle.parent import open_parent
+from puzzle.run import CONFIG, Run
+from puzzle.space import halves, layer_blocks
+from puzzle.units import show
+
+
+def status_table(folder: Path) -> Table:
+    """One row a stage."""
+    run = Run.existing(folder)
+    stages = {event["stage"]: event for event in run.events() if "stage" in event}
+    table = Table("stage", "records", "time", "peak memory", box=None)
+    for stage, (found, wanted) in progress(run).items():
+        event = stages.get(stage)
+        took = [show(event["seconds"], "s"), show(event["peak_bytes"], "B")] if event else []
+        table.add_row(stage, f"{found} of {wanted}", *took)
+    return table
+
+
+def progress(run: Run) -> dict[str, tuple[int, int]]:
+    """Stage -> records found, records wanted, for the budget of the last search."""
+    config = load_config(run.folder / CONFIG)
+    parent = open_parent(config.model, config.dtype)
+    space = layer_blocks(parent.blocks, config.space, config.target)
+    layers = parent.shape.layers
+    budget = Path(config.budget).stem
+    models = ("parent", "uniform", "child", "healed")
+    return {
+        "trace": (len(run.names("trace/*/*/*")), 3 * layers + 2),
+        "library": (len(run.names("library/*")), sum(map(len, halves(space, parent.blocks)))),
+        "scores": (len(run.names("scores/*")), layers),
+        "choose": (len(run.names(f"{records.solution(budget)}.json")), 1),
+        "heal": (len(run.names(f"{records.child(budget, 'healed')}.*")), 1),
+        "evaluate": (len(run.names(f"{records.evaluation(budget, '*')}.json")), len(models)),
+        "export": (len(run.names(f"{records.exported(budget)}.json")), 1),
+    }
