@@ -8,10 +8,15 @@ Forbidden options have no column. A solution is a set of columns that covers eve
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from puzzle.solver.problem import Floats, Ints, Problem, ProblemError
+
+Number = TypeVar("Number", np.int64, np.float64)
+FAR = np.int64(2**62)  # stands for infinity in integers: beyond every sum of costs
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +44,14 @@ class Program:
         """Number of columns that are options of one group; spans follow them."""
         return int(np.searchsorted(self.pick_N < 0, True))
 
+    @property
+    def coverable(self) -> bool:
+        """Whether some columns cover every group once, whatever the limits."""
+        if self.options == self.columns:
+            return len(np.unique(self.start_N)) == self.groups
+        _, after_KG = self.paths(np.zeros((1, self.columns)))
+        return bool(np.isfinite(after_KG[0, 0]))
+
     def keep(self, columns: Ints) -> Program:
         """The program with only these columns, given in ascending order."""
         return replace(
@@ -50,6 +63,58 @@ class Program:
             pick_N=self.pick_N[columns],
             name_N=self.name_N[columns],
         )
+
+    def least_options(self, value_KN: NDArray[Number]) -> NDArray[Number]:
+        """For K values of every option the least of each group, shape (K, G); no option: zero."""
+        first_G = np.searchsorted(self.start_N[: self.options], np.arange(self.groups + 1))
+        present_G = np.flatnonzero(np.diff(first_G))
+        if len(present_G) == self.groups:
+            return np.minimum.reduceat(value_KN, first_G[:-1], axis=1)
+        least_KG = np.zeros((len(value_KN), self.groups), dtype=value_KN.dtype)
+        if present_G.size:
+            least_KG[:, present_G] = np.minimum.reduceat(value_KN, first_G[present_G], axis=1)
+        return least_KG
+
+    def paths(self, value_KN: NDArray[Number]) -> tuple[NDArray[Number], NDArray[Number]]:
+        """(before_KG, after_KG), both (K, G + 1): least total of the columns that cover the groups
+        before g, and from g to the end, for K values of every column."""
+        groups, options = self.groups, self.options
+        shape = len(value_KN), groups + 1
+        if options == self.columns:
+            least_KG = self.least_options(value_KN)
+            before_KG = np.zeros(shape, dtype=value_KN.dtype)
+            np.cumsum(least_KG, axis=1, out=before_KG[:, 1:])
+            after_KG = np.zeros(shape, dtype=value_KN.dtype)
+            after_KG[:, :-1] = np.cumsum(least_KG[:, ::-1], axis=1)[:, ::-1]
+            return before_KG, after_KG
+        before_KG = self._span_paths(value_KN, self.start_N, self.stop_N, range(1, groups + 1))
+        after_KG = self._span_paths(value_KN, self.stop_N, self.start_N, range(groups - 1, -1, -1))
+        return before_KG, after_KG
+
+    def excess(self, value_KN: Floats) -> tuple[Floats, Floats]:
+        """(least_K, excess_KN): the least path's total, and how much more one through n takes."""
+        if self.options == self.columns:
+            least_KG = self.least_options(value_KN)
+            return least_KG.sum(axis=1), value_KN - least_KG[:, self.start_N]
+        before_KG, after_KG = self.paths(value_KN)
+        through_KN = before_KG[:, self.start_N] + value_KN + after_KG[:, self.stop_N]
+        return after_KG[:, 0], np.maximum(through_KN - after_KG[:, :1], 0.0)
+
+    def _span_paths(
+        self, value_KN: NDArray[Number], from_N: Ints, to_N: Ints, order: range
+    ) -> NDArray[Number]:
+        """Least path to every place in the order given; unreachable places hold a large value."""
+        far = FAR if value_KN.dtype == np.int64 else np.inf
+        reach_KG = np.full((len(value_KN), self.groups + 1), far, dtype=value_KN.dtype)
+        reach_KG[:, order.start - order.step] = 0
+        by_place = np.argsort(to_N, kind="stable")
+        bounds = np.searchsorted(to_N[by_place], np.arange(self.groups + 2))
+        for place in order:
+            mine = by_place[bounds[place] : bounds[place + 1]]
+            at_KM = reach_KG[:, from_N[mine]]
+            sums_KM = np.where(at_KM == far, far, at_KM + value_KN[:, mine])
+            reach_KG[:, place] = sums_KM.min(axis=1, initial=far)
+        return reach_KG
 
     def picks(self, columns: Ints) -> tuple[int, ...]:
         """What `Solution.picks` says of these columns."""
@@ -115,10 +180,10 @@ def _without_forbidden(problem: Problem, program: Program) -> Program:
         covers_N = (program.start_N <= group) & (group < program.stop_N)
         keep_N &= ~covers_N | ((program.pick_N == option) & (program.start_N == group))
     kept = program.keep(np.flatnonzero(keep_N))
-    covered = np.zeros(problem.groups, dtype=bool)
-    for start, stop in set(zip(kept.start_N.tolist(), kept.stop_N.tolist())):
-        covered[start:stop] = True
-    if not covered.all():
-        group = int(np.argmin(covered))
+    if not kept.coverable:
+        covers_GN = (kept.start_N <= np.arange(problem.groups)[:, None]) & (
+            np.arange(problem.groups)[:, None] < kept.stop_N
+        )
+        group = int(np.argmin(covers_GN.any(axis=1)))
         raise ProblemError(f"all {len(problem.loss[group])} options of group {group} are forbidden")
     return kept

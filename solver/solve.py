@@ -6,11 +6,14 @@ import math
 import time
 from collections.abc import Sequence
 
+from puzzle.solver.auto import auto
 from puzzle.solver.diagnose import conflict
-from puzzle.solver.milp import BACKENDS
+from puzzle.solver.milp import BACKENDS, Backend
 from puzzle.solver.problem import Problem, ProblemError, Solution
 from puzzle.solver.program import program_of
 from puzzle.solver.verify import totals
+
+ALL: dict[str, Backend] = {"auto": auto, **BACKENDS}
 
 
 def solve(
@@ -22,16 +25,14 @@ def solve(
     time limit returns the best checked answer with its bound, or status `unknown`.
     """
     begin = time.perf_counter()
-    if backend == "auto":
-        backend = "cp-sat"
-    if backend not in BACKENDS:
-        raise ProblemError(f"no backend {backend!r}; there are auto, {', '.join(BACKENDS)}")
+    if backend not in ALL:
+        raise ProblemError(f"no backend {backend!r}; there are {', '.join(ALL)}")
     program = program_of(problem)
-    answer = BACKENDS[backend](program, time_limit_s=time_limit_s, gap=gap)
+    answer = ALL[backend](program, time_limit_s=time_limit_s, gap=gap)
     if answer.columns is None:
         if answer.bound == math.inf:
             limits, message = conflict(program)
-            return nothing("infeasible", message, begin, limits=limits, proof=f"mip:{backend}")
+            return nothing("infeasible", message, begin, limits=limits, proof=answer.proof)
         message = f"no answer was found in {time_limit_s:g} s; allow more time"
         return nothing("unknown", message, begin)
     picks = program.picks(answer.columns)
@@ -39,7 +40,7 @@ def solve(
     assert not found.broken, f"{backend} broke {found.broken}"
     bound = min(answer.bound, found.loss)
     missing = (found.loss - bound) / max(abs(found.loss), 1e-300)
-    proven = missing <= max(gap, 1e-9)
+    proven = answer.proof != "none"
     return Solution(
         picks=picks,
         loss=found.loss,
@@ -48,7 +49,7 @@ def solve(
         bound=bound,
         gap=missing,
         status="optimal" if proven else "feasible",
-        proof=f"mip:{backend}" if proven else "none",
+        proof=answer.proof,
         seconds=time.perf_counter() - begin,
     )
 

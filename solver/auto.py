@@ -1,0 +1,159 @@
+"""The backend `auto`: bound, fix, enumerate what is left; a ready-made solver only for the rest.
+
+The linear relaxation says how far each column lies above the bound. A dynamic program looks for
+answers within a width of the bound, over the few columns that near; the width doubles until an
+answer is found and proven, so nothing is enumerated that the proof does not need. What the largest
+beam cannot enumerate goes to a mixed-integer solver.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from puzzle.solver.dynamic import Search
+from puzzle.solver.milp import Answer, breaks, cp_sat, highs
+from puzzle.solver.presolve import binding, fitting, reduce, undominated
+from puzzle.solver.problem import Ints
+from puzzle.solver.program import Program
+from puzzle.solver.relax import Relaxation, relax
+
+FIRST_COLUMNS = 40  # columns beyond one a group in the first, narrowest search
+BEAM, GROWTH, LARGEST = 1000, 8, 64000  # states a group
+EXPANSIONS = 4_000_000  # states times options of a group, at most
+
+
+@dataclass(frozen=True, eq=False)
+class Bounded:
+    """A program without idle rows and columns, and its relaxation; `columns_N` are the original's.
+
+    The relaxation is None where a limit lies below what the cheapest answer needs.
+    """
+
+    program: Program
+    columns_N: Ints
+    relaxation: Relaxation | None
+
+    @property
+    def bound(self) -> float:
+        """A lower bound on every answer's loss; infinite where there is no answer."""
+        if self.relaxation is None or self.relaxation.infeasible:
+            return math.inf
+        return self.relaxation.bound
+
+
+def auto(program: Program, *, time_limit_s: float, gap: float) -> Answer:
+    """The backend: bound the program, then finish."""
+    return finish(bounded(program), deadline=time.perf_counter() + time_limit_s, gap=gap)
+
+
+def bounded(program: Program, start_N: Ints | None = None) -> Bounded:
+    """Presolve and solve the linear relaxation, from columns of a similar program's if given."""
+    columns_N = fitting(program)
+    if columns_N is None:
+        return Bounded(program, np.arange(program.columns), None)
+    if start_N is not None:
+        start_N = np.flatnonzero(np.isin(columns_N, start_N))
+    smaller = binding(program.keep(columns_N) if len(columns_N) < program.columns else program)
+    return Bounded(smaller, columns_N, relax(smaller, start_N))
+
+
+def finish(start: Bounded, *, deadline: float, gap: float, cutoff: float = math.inf) -> Answer:
+    """The best columns of loss below `cutoff`; None with a bound at the cutoff if there are none.
+
+    `gap` is relative: the search may stop that near to the bound.
+    """
+    if math.isinf(start.bound) or start.relaxation is None:
+        return Answer(None, math.inf, "lagrangian")
+    answer = enumerated(start.program, start.relaxation, deadline=deadline, gap=gap, cutoff=cutoff)
+    if answer.columns is not None and breaks(start.program, answer.columns):
+        answer = Answer(None, answer.bound, "none")  # too many names: the search ignores them
+    if answer.proof == "none" and time.perf_counter() < deadline:
+        answer = _mixed_integer(start, answer, deadline, gap, cutoff)
+    if answer.columns is None:
+        return answer
+    return replace(answer, columns=start.columns_N[answer.columns])
+
+
+def enumerated(
+    program: Program,
+    relaxation: Relaxation,
+    *,
+    deadline: float,
+    gap: float,
+    cutoff: float = math.inf,
+    largest: int = LARGEST,
+) -> Answer:
+    """Deepening search by dynamic programming; proof `none` where the largest beam was not enough.
+
+    Limits on names are ignored: the bound holds with them, the columns may break them.
+    """
+    columns, loss, bound = None, cutoff, relaxation.bound
+    rounding, most = _rounding(program, relaxation), -program.paths(-program.loss_N[None])[1][0, 0]
+    width, beam, proven = _first_width(program, relaxation), BEAM, False
+    while not proven and time.perf_counter() < deadline:
+        ceiling = loss - max(rounding, gap * abs(loss)) if math.isfinite(loss) else math.inf
+        target = min(relaxation.bound + width, ceiling)
+        if relaxation.bound + width > most:
+            target = ceiling
+        reduced = reduce(program, relaxation.excess_N, target - relaxation.bound)
+        search = Search(reduced.program, relaxation.multiplier_R, target - reduced.loss)
+        beam = min(beam, EXPANSIONS // search.widest)
+        found = search.run(beam, deadline)
+        if found.columns is not None:
+            columns, loss = reduced.original(found.columns), found.loss + reduced.loss
+        lost = found.lost + reduced.loss
+        bound = max(bound, min(lost, target))
+        proven = bound >= loss - max(rounding, gap * abs(loss)) or bound == math.inf
+        if lost < target and not proven:
+            if beam >= min(largest, EXPANSIONS // search.widest):
+                break
+            beam = min(largest, beam * (2 if columns is None else GROWTH))
+        if lost >= target or columns is None:
+            width *= 2
+    bound = min(bound, loss)
+    if not proven:
+        return Answer(columns, bound, "none")
+    by_bound = columns is not None and loss - relaxation.bound <= rounding
+    return Answer(columns, bound if gap else loss, "lagrangian" if by_bound else "dp")
+
+
+def _first_width(program: Program, relaxation: Relaxation) -> float:
+    """The excess within which lie one column a group and `FIRST_COLUMNS` more."""
+    count = min(program.groups + FIRST_COLUMNS, program.columns) - 1
+    width = float(np.partition(relaxation.excess_N, count)[count])
+    return width if width > 0 else 1e-6 * max(1.0, abs(relaxation.bound))
+
+
+def _rounding(program: Program, relaxation: Relaxation) -> float:
+    """What sums of losses in float64 may be wrong by."""
+    priced = float(relaxation.multiplier_R @ np.abs(program.limit_R.astype(np.float64)))
+    chosen_N = relaxation.excess_N <= 0
+    return 1e-13 * (abs(relaxation.bound) + priced + float(np.abs(program.loss_N[chosen_N]).sum()))
+
+
+def _mixed_integer(
+    start: Bounded, answer: Answer, deadline: float, gap: float, cutoff: float
+) -> Answer:
+    """Close what enumeration left, over the columns below the best loss, by HiGHS and CP-SAT."""
+    assert start.relaxation is not None
+    program, relaxation = start.program, start.relaxation
+    best = cutoff if answer.columns is None else float(program.loss_N[answer.columns].sum())
+    near_N = np.flatnonzero(relaxation.excess_N <= best - relaxation.bound)
+    near_N = near_N[undominated(program.keep(near_N))]
+    smaller = program.keep(near_N)
+    claim, name = highs(smaller, time_limit_s=deadline - time.perf_counter(), gap=gap), "highs"
+    false = claim.columns is not None and breaks(smaller, claim.columns)
+    if false or (claim.columns is None and claim.bound == math.inf == best):
+        left_s = max(0.0, deadline - time.perf_counter())
+        claim, name = cp_sat(smaller, time_limit_s=left_s, gap=gap), "cp-sat"
+    columns, loss = answer.columns, best
+    if claim.columns is not None and float(smaller.loss_N[claim.columns].sum()) < best:
+        columns = near_N[claim.columns]
+        loss = float(program.loss_N[columns].sum())
+    bound = max(answer.bound, min(claim.bound, best))
+    proven = bound >= loss - max(gap, 1e-9) * abs(loss) or bound == math.inf
+    return Answer(columns, min(bound, loss), f"mip:{name}" if proven else "none")

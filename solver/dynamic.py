@@ -1,0 +1,242 @@
+"""A dynamic program over the groups, left to right, in exact integers: states are what is left.
+
+A state that has reached group g holds its loss and what is left of every limit (int64). It is
+dropped when a row can no longer be met, when another state with the same rest loses less, or when
+a lower bound on its best completion reaches the cutoff. The bounds are Lagrangian: for multipliers
+m, `loss - m rest + least completion of (loss + m cost)`. The relaxation's own multipliers guide
+the search; a pool of others around them prunes states whose rest is out of balance. At most `beam`
+states are kept a group; where none was lost to that, the search is a proof.
+
+Legend: S states, R rows, K multipliers, N columns, G groups.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from puzzle.solver.problem import Floats, Ints
+from puzzle.solver.program import Program
+
+HASH = np.random.default_rng(1).integers(1, 2**62, 256) | 1
+DROPS = (0.5, 2.0)  # how far below the best the pool's bounds lie, in gaps to the cutoff
+POOL = 128  # multipliers in the pool
+SAMPLE = 64  # states on which the pool's bounds are tried
+TRIED = 8  # bounds of the pool used in one group
+FEW = 200  # states below which the pool is not worth its time
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The best columns below the cutoff (None: none), their loss, and the least bound dropped.
+
+    No answer loses less than both `loss` and `lost`, except those the cutoff excluded.
+    """
+
+    columns: Ints | None
+    loss: float
+    lost: float
+
+
+@dataclass(frozen=True, eq=False)
+class States:
+    """Partial answers: `bound_S` is the relaxation's; `parent_S` counts in the group left."""
+
+    loss_S: Floats
+    rest_SR: Ints
+    bound_S: Floats
+    parent_S: Ints
+    column_S: Ints
+
+    def __len__(self) -> int:
+        return len(self.loss_S)
+
+    def take(self, index: Ints) -> States:
+        """These states only."""
+        return States(
+            self.loss_S[index],
+            self.rest_SR[index],
+            self.bound_S[index],
+            self.parent_S[index],
+            self.column_S[index],
+        )
+
+
+class Search:
+    """One program, with its relaxation's multipliers and a cutoff; `run` with growing beams."""
+
+    def __init__(self, program: Program, multiplier_R: Floats, cutoff: float) -> None:
+        self.program, self.cutoff = program, cutoff
+        value_N = program.loss_N + multiplier_R @ program.cost_RN
+        least_K, excess_KN = program.excess(value_N[None])
+        self.excess_N = excess_KN[0]
+        self.bound = float(least_K[0] - multiplier_R @ program.limit_R)
+        _, self.least_RG = program.paths(program.cost_RN)
+        self.multiplier_KR = pool(program, multiplier_R, max(cutoff - self.bound, 0.0))
+        _, self.after_KG = program.paths(program.loss_N + self.multiplier_KR @ program.cost_RN)
+        self.random = np.random.default_rng(0)
+        self.moves = _moves(program)
+        self.widest = max(len(columns) for moves in self.moves for _, columns in moves)
+
+    def run(self, beam: int, deadline: float) -> Found:
+        """Search with at most `beam` states a group; past the deadline nothing more is found."""
+        program = self.program
+        inbox: list[list[States]] = [[] for _ in range(program.groups + 1)]
+        inbox[0].append(self._root())
+        reached: list[States] = []
+        lost = math.inf
+        for group in range(program.groups + 1):
+            if time.perf_counter() > deadline:
+                return Found(None, math.inf, self.bound)
+            states, worst = self._settle(_together(inbox[group], len(program.rows)), group, beam)
+            lost = min(lost, worst)
+            inbox[group] = []
+            reached.append(states)
+            if group < program.groups:
+                for stop, columns in self.moves[group]:
+                    inbox[stop].append(self._extend(states, columns, stop))
+        return self._trace(reached, lost)
+
+    def _root(self) -> States:
+        none: Ints = np.full(1, -1)
+        limit_SR = self.program.limit_R[None].copy()
+        return States(np.zeros(1), limit_SR, np.array([self.bound]), none, none)
+
+    def _extend(self, states: States, columns_M: Ints, stop: int) -> States:
+        """Every state with every column whose bound stays below the cutoff and whose rest fits."""
+        bound_SM = states.bound_S[:, None] + self.excess_N[columns_M]
+        parent, choice = np.nonzero(bound_SM < self.cutoff)
+        column = columns_M[choice]
+        rest_SR = states.rest_SR[parent] - self.program.cost_RN[:, column].T
+        fits = np.flatnonzero((rest_SR >= self.least_RG[:, stop]).all(axis=1))
+        parent, column = parent[fits], column[fits]
+        return States(
+            states.loss_S[parent] + self.program.loss_N[column],
+            rest_SR[fits],
+            bound_SM[parent, choice[fits]],
+            parent,
+            column,
+        )
+
+    def _settle(self, states: States, group: int, beam: int) -> tuple[States, float]:
+        """Drop equals, states that the pool's bounds exclude, and all beyond the beam."""
+        states = _distinct(states)
+        best_S = states.bound_S
+        if len(states) > FEW:
+            alive, best_S = self._pruned(states, group)
+            if len(alive) < len(states):
+                states, best_S = states.take(alive), best_S[alive]
+        if len(states) <= beam:
+            return states, math.inf
+        order = np.argpartition(best_S, beam)
+        kept = np.sort(order[:beam])
+        return states.take(kept), float(best_S[order[beam:]].min())
+
+    def _pruned(self, states: States, group: int) -> tuple[Ints, Floats]:
+        """(states left, best_S): a sample says which few bounds of the pool exclude most."""
+        after_K, multiplier_KR = self.after_KG[:, group], self.multiplier_KR
+        sample = self.random.integers(0, len(states), SAMPLE)
+        rest_TR = states.rest_SR[sample].astype(np.float64)
+        bound_TK = states.loss_S[sample, None] - rest_TR @ multiplier_KR.T + after_K
+        over_TK = bound_TK >= self.cutoff
+        alive: Ints = np.arange(len(states))
+        best_S = states.bound_S.copy()
+        rest_SR = states.rest_SR.astype(np.float64)
+        for _ in range(TRIED):
+            hits_K = over_TK.sum(axis=0)
+            k = int(hits_K.argmax())
+            if hits_K[k] <= max(1, len(over_TK) // 25):
+                break
+            over_TK = over_TK[~over_TK[:, k]]
+            bound_S = states.loss_S[alive] - rest_SR[alive] @ multiplier_KR[k] + after_K[k]
+            best_S[alive] = np.maximum(best_S[alive], bound_S)
+            alive = alive[bound_S < self.cutoff]
+        return alive, best_S
+
+    def _trace(self, reached: list[States], lost: float) -> Found:
+        last = reached[-1]
+        if not len(last):
+            return Found(None, math.inf, lost)
+        group, at = self.program.groups, int(np.argmin(last.loss_S))
+        loss, columns = float(last.loss_S[at]), []
+        while group > 0:
+            column = int(reached[group].column_S[at])
+            at = int(reached[group].parent_S[at])
+            columns.append(column)
+            group = int(self.program.start_N[column])
+        return Found(np.array(sorted(columns), dtype=np.int64), loss, lost)
+
+
+def pool(program: Program, multiplier_R: Floats, gap: float) -> Floats:
+    """(K, R) multipliers; the first are those given, the others lie up to 2 gaps below in bound."""
+    rows = len(multiplier_R)
+    if rows == 0 or gap <= 0 or not multiplier_R.any():
+        return multiplier_R[None]
+    if 3**rows <= POOL:
+        signs = [each for each in itertools.product((-1.0, 0.0, 1.0), repeat=rows) if any(each)]
+        direction_KR = np.array(signs)
+    else:
+        direction_KR = np.random.default_rng(0).integers(-1, 2, (POOL, rows)).astype(np.float64)
+    # A row without a price has no scale of its own: take what makes it as dear as the others.
+    weight_R = np.abs(program.cost_RN).max(axis=1, initial=1)
+    price_R = np.maximum(multiplier_R, 0.01 * (multiplier_R * weight_R).max() / weight_R)
+    direction_KR = np.repeat(direction_KR * price_R, len(DROPS), axis=0)
+    floor_K = np.tile(DROPS, len(direction_KR) // len(DROPS)) * gap
+    low_K, high_K = np.full(len(direction_KR), -30.0), np.full(len(direction_KR), 3.0)
+    best: float | None = None
+    for _ in range(9):
+        middle_K = (low_K + high_K) / 2
+        tried_KR = np.maximum(multiplier_R + np.exp2(middle_K)[:, None] * direction_KR, 0.0)
+        least_K = program.paths(program.loss_N + tried_KR @ program.cost_RN)[1][:, 0]
+        bound_K = least_K - tried_KR @ program.limit_R
+        if best is None:
+            value_N = program.loss_N + multiplier_R @ program.cost_RN
+            best = float(program.excess(value_N[None])[0][0] - multiplier_R @ program.limit_R)
+        near_K = best - bound_K < floor_K
+        low_K, high_K = np.where(near_K, middle_K, low_K), np.where(near_K, high_K, middle_K)
+    moved_KR = np.maximum(multiplier_R + np.exp2(low_K)[:, None] * direction_KR, 0.0)
+    return np.vstack([multiplier_R[None], moved_KR])
+
+
+def _moves(program: Program) -> list[list[tuple[int, Ints]]]:
+    """For every group where its columns lead: (stop, columns), the options first."""
+    moves: list[list[tuple[int, Ints]]] = [[] for _ in range(program.groups)]
+    options = program.options
+    bounds = np.searchsorted(program.start_N[:options], np.arange(program.groups + 1))
+    for group in range(program.groups):
+        if bounds[group] < bounds[group + 1]:
+            moves[group].append((group + 1, np.arange(bounds[group], bounds[group + 1])))
+    for column in range(options, program.columns):
+        stop = int(program.stop_N[column])
+        moves[int(program.start_N[column])].append((stop, np.array([column])))
+    return moves
+
+
+def _together(parts: list[States], rows: int) -> States:
+    if len(parts) == 1:
+        return parts[0]
+    if not parts:
+        none: Ints = np.empty(0, dtype=np.int64)
+        return States(np.empty(0), none.reshape(0, rows), np.empty(0), none, none)
+    return States(
+        np.concatenate([part.loss_S for part in parts]),
+        np.concatenate([part.rest_SR for part in parts]),
+        np.concatenate([part.bound_S for part in parts]),
+        np.concatenate([part.parent_S for part in parts]),
+        np.concatenate([part.column_S for part in parts]),
+    )
+
+
+def _distinct(states: States) -> States:
+    """Of states with equal rests the one that loses least, the first of those that tie."""
+    if len(states) < 2:
+        return states
+    hash_S = states.rest_SR @ HASH[: states.rest_SR.shape[1]]
+    order = np.lexsort((states.loss_S, hash_S))
+    hash_S, rest_SR = hash_S[order], states.rest_SR[order]
+    equal = (hash_S[1:] == hash_S[:-1]) & (rest_SR[1:] == rest_SR[:-1]).all(axis=1)
+    return states.take(order[np.append(True, ~equal)])
