@@ -1,0 +1,248 @@
+"""Blockwise distillation: every way to begin, the closed-form refit, and what training adds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from puzzle import records
+from puzzle.blocks.ffn import kept_channels
+from puzzle.blocks.refit import RIDGE, NormalEquations, token_weights
+from puzzle.blocks.variant import FFN, Block, NoOp
+from puzzle.config import Distill
+from puzzle.distill import Pupil, begin, distill, train
+from puzzle.lesson import Lesson
+from puzzle.library import Library
+from puzzle.modules import Weights, build_layer
+from puzzle.parent import Parent
+from puzzle.run import Run
+from puzzle.trace import trace
+
+LAYER = 1
+HALVES = ["gqa1+noop", "linear+noop", "noop+ffn32", "noop+ffn1", "noop+linear"]
+OPTIONS = Distill(tokens=19_200, batch_tokens=480, learning_rate=2e-3)
+
+Opened = Callable[[str], tuple[Run, Parent]]
+
+
+@pytest.fixture(scope="module")
+def traced(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    """A family's parent with its trace, made once."""
+    made: dict[str, tuple[Run, Parent]] = {}
+    generator = torch.Generator().manual_seed(4)
+    tokens = torch.randint(0, 97, (192, 24), generator=generator)
+
+    def open_traced(family: str) -> tuple[Run, Parent]:
+        if family not in made:
+            run = Run(tmp_path_factory.mktemp("distill") / family)
+            parent = Parent(checkpoints[family], family)
+            splits = {"calibration": tokens, "scoring": tokens[:2]}
+            trace(run, parent, splits, samples=1, seed=0)
+            made[family] = run, parent
+        return made[family]
+
+    return open_traced
+
+
+@pytest.fixture(scope="module")
+def lesson(traced: Opened) -> Lesson:
+    return Lesson.read(*traced("llama"), LAYER)
+
+
+def hidden_of_ffn(lesson: Lesson, half: Block, weights: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What enters `down_proj` on the streams that teach [N, F], by the formula."""
+    layer = build_layer(lesson.parent.config, half, weights)
+    assert layer.mlp is not None
+    assert layer.post_attention_layernorm is not None
+    with torch.no_grad():
+        normed = layer.post_attention_layernorm(lesson.fit.middle)
+        gate = torch.nn.functional.silu(layer.mlp.gate_proj(normed))
+        return (gate * layer.mlp.up_proj(normed)).flatten(0, 1)
+
+
+def test_the_refit_solves_weighted_least_squares() -> None:
+    """Against torch.linalg.lstsq on the same problem, the ridge written as more rows."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 20, generator=generator)
+    y = torch.randn(300, 7, generator=generator)
+    start = torch.randn(7, 20, generator=generator)
+    weight = torch.rand(300, generator=generator)
+    weight[::2] = 0  # tokens that do not count
+
+    equations = NormalEquations.zeros(20, 7).plus(x[:200], y[:200], weight[:200])
+    solved = equations.plus(x[200:], y[200:], weight[200:]).solve(start)
+
+    root = weight.double().sqrt()[:, None]
+    ridge = RIDGE * (root * x).square().sum() / 20
+    rows = torch.cat([root * x.double(), ridge.sqrt() * torch.eye(20).double()])
+    wanted = torch.cat([root * y.double(), ridge.sqrt() * start.double().T])
+    expected = torch.linalg.lstsq(rows, wanted).solution.T
+    torch.testing.assert_close(solved.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_refit_keeps_what_no_token_speaks_of() -> None:
+    start = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+    x = torch.zeros(10, 5)
+    x[:, 0] = 1.0
+    solved = NormalEquations.zeros(5, 3).plus(x, torch.ones(10, 3), torch.ones(10)).solve(start)
+    torch.testing.assert_close(solved[:, 1:], start[:, 1:])
+    torch.testing.assert_close(solved[:, 0], torch.ones(3), rtol=1e-2, atol=1e-2)
+    assert torch.equal(NormalEquations.zeros(5, 3).solve(start), start)
+
+
+def test_token_weights_undo_the_size_of_a_token() -> None:
+    stream = torch.tensor([[[3.0, 4.0], [0.3, 0.4], [300.0, 400.0]]])
+    weight = token_weights(stream)
+    torch.testing.assert_close(weight.mean(), torch.tensor(1.0))
+    energy = weight * stream.square().sum(-1)
+    torch.testing.assert_close(energy, energy[:, :1].expand_as(energy))
+
+
+@pytest.mark.parametrize("width", [1, 32, 95])
+def test_every_width_reads_one_gram_matrix(lesson: Lesson, width: int) -> None:
+    """The submatrix equals the equations of the sliced FFN computed on their own."""
+    half = Block(NoOp(), FFN(width))
+    x = hidden_of_ffn(lesson, half, lesson.sliced(half))
+    y = (lesson.fit.leave - lesson.fit.middle).flatten(0, 1)
+    outputs = y.shape[1]
+    direct = NormalEquations.zeros(width, outputs).plus(x, y, lesson.fit.weight.flatten())
+    shared = lesson.ffn_statistics[0].features(kept_channels(lesson.channels, width))
+    torch.testing.assert_close(shared.gram, direct.gram, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(shared.cross, direct.cross, rtol=1e-4, atol=1e-4)
+
+
+def test_channels_come_by_what_they_contribute(lesson: Lesson) -> None:
+    own = Block(NoOp(), lesson.block.ffn)
+    x = hidden_of_ffn(lesson, own, lesson.sliced(own))
+    contribution = x.abs().mean(0) * lesson.weights["mlp.down_proj.weight"].norm(dim=0)
+    ordered = contribution[lesson.channels]
+    assert sorted(lesson.channels.tolist()) == list(range(96))
+    assert (ordered[:-1] >= ordered[1:] * (1 - 1e-5)).all()
+
+
+def test_the_parents_own_halves_lose_nothing(family: str, traced: Opened) -> None:
+    """Whatever the family, its window and its biases: the parent is its own perfect pupil."""
+    lesson = Lesson.read(*traced(family), LAYER)
+    for half in (Block(lesson.block.attention, NoOp()), Block(NoOp(), lesson.block.ffn)):
+        sliced = lesson.sliced(half)
+        assert lesson.held_out_loss(half, sliced) < 1e-9
+        assert lesson.held_out_loss(half, lesson.refit(half, sliced)) < 1e-6
+
+
+def test_a_layer_that_does_nothing_loses_one(lesson: Lesson) -> None:
+    nothing = build_layer(lesson.parent.config, Block(NoOp(), NoOp()), {})
+    idle = replace(lesson, layer=nothing)  # the other half does nothing either
+    assert float(idle.loss(nothing, lesson.held)) == 1
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_the_refit_is_better_on_the_tokens_that_teach(lesson: Lesson, half: str) -> None:
+    block = Block.parse(half)
+    sliced = lesson.sliced(block)
+    refit = lesson.refit(block, sliced)
+    losses = [
+        float(lesson.loss(build_layer(lesson.parent.config, block, weights), lesson.fit).detach())
+        for weights in (sliced, refit)
+    ]
+    if isinstance(block.ffn, NoOp):  # its target is the middle, the loss is behind the FFN
+        assert losses[1] < 1.1 * losses[0]
+    else:
+        assert losses[1] < losses[0]
+
+
+@pytest.fixture(scope="module")
+def trained(lesson: Lesson) -> dict[tuple[str, str], Pupil]:
+    """Every half trained from either initialization, by half and start."""
+    starts = {}
+    for half in map(Block.parse, HALVES):
+        sliced = lesson.sliced(half)
+        for start, weights in (("sliced", sliced), ("refit", lesson.refit(half, sliced))):
+            before = lesson.held_out_loss(half, weights)
+            starts[str(half), start] = Pupil(half, weights, {"before": before})
+    return dict(zip(starts, train(lesson, list(starts.values()), OPTIONS)))
+
+
+@pytest.mark.parametrize("start", ["sliced", "refit"])
+@pytest.mark.parametrize("half", HALVES)
+def test_training_lowers_the_held_out_loss_from_each_initialization(
+    lesson: Lesson, trained: dict[tuple[str, str], Pupil], half: str, start: str
+) -> None:
+    pupil = trained[half, start]
+    kept = lesson.held_out_loss(pupil.half, pupil.weights)
+    if (half, start) == ("noop+linear", "refit"):  # one matrix: the refit is the optimum already
+        assert pupil.losses["trained"] == pytest.approx(pupil.losses["before"], rel=0.02)
+        assert kept == min(pupil.losses.values())
+    else:
+        assert kept == pupil.losses["trained"]
+        assert kept < pupil.losses["before"]
+
+
+@pytest.mark.parametrize("half", HALVES)
+def test_no_variant_ends_worse_than_it_began(lesson: Lesson, half: str) -> None:
+    """Even where training destroys it: the better start is kept, bit for bit."""
+    begun = begin(lesson, Block.parse(half))
+    wild = Distill(tokens=960, batch_tokens=480, learning_rate=100.0)
+    (pupil,) = train(lesson, [begun], wild)
+    assert pupil.losses["trained"] > min(begun.losses.values())
+    assert same(pupil.weights, begun.weights)
+    assert lesson.held_out_loss(begun.half, pupil.weights) == min(begun.losses.values())
+
+
+def test_no_tokens_leave_the_initialization(lesson: Lesson) -> None:
+    begun = begin(lesson, Block.parse("gqa1+noop"))
+    (pupil,) = train(lesson, [begun], Distill(tokens=0))
+    assert same(pupil.weights, begun.weights)
+
+
+def same(one: Weights, other: Weights) -> bool:
+    """Equal names and equal bits."""
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+SHORT = Distill(tokens=960, batch_tokens=480)
+MENU = [list(map(Block.parse, ("gqa1+noop", "noop+ffn32", "noop+linear")))] * 3
+
+
+def test_the_library_is_written_once_and_read_as_weights(traced: Opened) -> None:
+    run, parent = traced("llama")
+    written = distill(run, parent, MENU, SHORT, "trace")
+    stamps = {path: path.stat().st_mtime_ns for path in run.folder.glob("library/*")}
+    assert len(stamps) == 9
+    assert distill(run, parent, MENU, SHORT, "trace") == written
+    assert stamps == {path: path.stat().st_mtime_ns for path in run.folder.glob("library/*")}
+
+    weights = Library(run, parent).weights(2, Block.parse("gqa1+ffn32"))
+    expected = build_layer(parent.config, Block.parse("gqa1+ffn32")).state_dict()
+    assert {n: w.shape for n, w in weights.items()} == {n: w.shape for n, w in expected.items()}
+    assert distill(run, parent, MENU, SHORT, "another trace") != written
+    assert all(path.stat().st_mtime_ns != stamp for path, stamp in stamps.items())
+
+
+def test_a_killed_library_goes_on_to_the_same_bits(
+    traced: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed inside a layer, where its halves are trained together."""
+    run, parent = traced("llama")
+    inputs = distill(run, parent, MENU, SHORT, "whole")
+    names = [records.half(layer, half) for layer, halves in enumerate(MENU) for half in halves]
+    whole = {name: {n: w.clone() for n, w in run.load_tensors(name).items()} for name in names}
+
+    save, saved = Run.save_tensors, []
+
+    def dying(self: Run, name: str, *record: Any) -> None:
+        if len(saved) == 4:
+            raise KeyboardInterrupt
+        saved.append(name)
+        save(self, name, *record)
+
+    monkeypatch.setattr(Run, "save_tensors", dying)
+    with pytest.raises(KeyboardInterrupt):
+        distill(run, parent, MENU, SHORT, "killed")
+    monkeypatch.undo()
+    assert distill(run, parent, MENU, SHORT, "killed") != inputs
+    assert all(same(run.load_tensors(name), whole[name]) for name in names)
