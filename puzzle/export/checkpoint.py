@@ -68,25 +68,25 @@ def write_checkpoint(
     """
     blocks = tuple(served(parent.config.model_type, block) for block in architecture.blocks)
     layout = tensor_layout(parent, blocks)
-    stored = fit(weights, layout)
+    stored = _fit(weights, layout)
     with replacing(folder, sum(map(tensor_bytes, layout.values()))) as new:
-        write_json(new / "config.json", config_json(parent, blocks))
+        _write_json(new / "config.json", _config_json(parent, blocks))
         write_weights(new, stored, layout)
-        copy_parent_files(parent, new)
+        _copy_parent_files(parent, new)
         for path in CODE_FILES:
             shutil.copyfile(path, new / path.name)
         (new / "README.md").write_text(card)
     return folder
 
 
-def stored_dtype(parent: Parent) -> torch.dtype:
+def _stored_dtype(parent: Parent) -> torch.dtype:
     """The dtype of the parent's checkpoint, and so of the child's."""
     return parent.config.dtype or torch.bfloat16
 
 
 def tensor_layout(parent: Parent, blocks: tuple[Block, ...]) -> Weights:
     """Name, shape and dtype of every tensor of the folder, as meta tensors in checkpoint order."""
-    model = build_model(parent.config, blocks).to(stored_dtype(parent))
+    model = build_model(parent.config, blocks).to(_stored_dtype(parent))
     layout = dict(model.state_dict())
     if parent.shape.tied:
         del layout["lm_head.weight"]
@@ -98,7 +98,7 @@ def tensor_bytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def fit(weights: Weights, layout: Weights) -> Weights:
+def _fit(weights: Weights, layout: Weights) -> Weights:
     """The tensors in the order and shapes of `layout`, FFN channels padded with zeros.
 
     Tensors that fit already are the caller's own, so nothing large is copied.
@@ -113,10 +113,10 @@ def fit(weights: Weights, layout: Weights) -> Weights:
             f"the architecture has no place for {len(extra)} of {len(weights)} tensors, "
             f"{min(extra)} the first; assemble the child from the architecture that is exported"
         )
-    return {name: pad(name, weights[name], wanted.shape) for name, wanted in layout.items()}
+    return {name: _pad(name, weights[name], wanted.shape) for name, wanted in layout.items()}
 
 
-def pad(name: str, tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+def _pad(name: str, tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     """The tensor with zeros behind it up to `shape`: exact for FFN channels, refused elsewhere.
 
     A padded channel has gate, up and bias 0, so silu(0) 0 = 0 enters a column of zeros of down.
@@ -134,7 +134,7 @@ def pad(name: str, tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return nn.functional.pad(tensor, sides)
 
 
-def config_json(parent: Parent, blocks: tuple[Block, ...]) -> dict[str, Any]:
+def _config_json(parent: Parent, blocks: tuple[Block, ...]) -> dict[str, Any]:
     """The config.json of a child: the parent's fields, `block_configs`, and where its code lies.
 
     Written by us, because `save_pretrained` of transformers 5 drops the names that transformers 4
@@ -145,10 +145,10 @@ def config_json(parent: Parent, blocks: tuple[Block, ...]) -> dict[str, Any]:
     config = child_config(parent.config, blocks)
     fields = config.to_diff_dict()
     fields.pop("_name_or_path", None)
-    dtype = str(stored_dtype(parent)).removeprefix("torch.")
+    dtype = str(_stored_dtype(parent)).removeprefix("torch.")
     return {
         **fields,
-        **legacy_rope(config.rope_parameters),
+        **_legacy_rope(config.rope_parameters),
         "architectures": [model_name],
         "auto_map": {
             "AutoConfig": f"configuration_puzzle.{config_name}",
@@ -158,7 +158,7 @@ def config_json(parent: Parent, blocks: tuple[Block, ...]) -> dict[str, Any]:
         "block_configs": [
             {
                 "attention": dict(entry["attention"]),
-                "ffn": ffn_entry(parent, block, entry["ffn"]),
+                "ffn": _ffn_entry(parent, block, entry["ffn"]),
             }
             for block, entry in zip(blocks, config.block_configs)
         ],
@@ -167,7 +167,7 @@ def config_json(parent: Parent, blocks: tuple[Block, ...]) -> dict[str, Any]:
     }
 
 
-def ffn_entry(parent: Parent, block: Block, entry: dict[str, Any]) -> dict[str, Any]:
+def _ffn_entry(parent: Parent, block: Block, entry: dict[str, Any]) -> dict[str, Any]:
     """The FFN entry of one layer as it is read back: DeciLM gives the width by `ffn_mult` alone.
 
     Readers take int(2 ffn_mult hidden / 3), rounded up to a multiple of 256; with the width such a
@@ -181,7 +181,7 @@ def ffn_entry(parent: Parent, block: Block, entry: dict[str, Any]) -> dict[str, 
     return fields
 
 
-def legacy_rope(rope: dict[str, Any]) -> dict[str, Any]:
+def _legacy_rope(rope: dict[str, Any]) -> dict[str, Any]:
     """`rope_theta`, `rope_scaling` and `partial_rotary_factor` as transformers 4 named them."""
     outside = ("rope_theta", "partial_rotary_factor")
     scaling = {key: value for key, value in rope.items() if key not in outside}
@@ -201,10 +201,10 @@ def write_weights(
         shutil.copymode(folder / "config.json", folder / file)  # safetensors shuts others out
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        write_json(folder / "model.safetensors.index.json", index)
+        _write_json(folder / "model.safetensors.index.json", index)
 
 
-def copy_parent_files(parent: Parent, folder: Path) -> None:
+def _copy_parent_files(parent: Parent, folder: Path) -> None:
     """Copy tokenizer, chat templates, generation defaults and licence of the parent."""
     for pattern in PARENT_FILES:
         for path in filter(Path.is_file, parent.folder.glob(pattern)):
@@ -215,9 +215,9 @@ def copy_parent_files(parent: Parent, folder: Path) -> None:
         GenerationConfig.from_model_config(parent.config).save_pretrained(folder)
 
 
-def write_json(path: Path, data: Any) -> None:
+def _write_json(path: Path, data: Any) -> None:
     """Write JSON as people read it."""
-    path.write_text(json.dumps(data, indent=2) + "\n")
+    path.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n")
 
 
 @contextlib.contextmanager
@@ -228,7 +228,7 @@ def replacing(folder: Path, size: int) -> Iterator[Path]:
     removes. Killed between the two renames it leaves the earlier export hidden; the next write
     puts it back first.
     """
-    refuse_to_replace(folder)
+    _refuse_to_replace(folder)
     new, old = (folder.with_name(f".{folder.name}.{role}") for role in ("new", "old"))
     if old.exists() and not folder.exists():
         old.rename(folder)
@@ -239,7 +239,7 @@ def replacing(folder: Path, size: int) -> Iterator[Path]:
         if size > shutil.disk_usage(new).free:
             raise OSError(errno.ENOSPC, "")
         yield new
-        sync(new)
+        _sync(new)
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
@@ -256,7 +256,7 @@ def replacing(folder: Path, size: int) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def refuse_to_replace(folder: Path) -> None:
+def _refuse_to_replace(folder: Path) -> None:
     """PuzzleError where `folder` holds anything but an earlier export."""
     if not folder.exists() or (folder / CODE_FILES[0].name).exists():
         return
@@ -266,7 +266,7 @@ def refuse_to_replace(folder: Path) -> None:
         )
 
 
-def sync(folder: Path) -> None:
+def _sync(folder: Path) -> None:
     """Have every file below `folder`, and the folder itself, on disk."""
     for path in [*folder.rglob("*"), folder]:
         descriptor = os.open(path, os.O_RDONLY)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging
 
 PROMPT, LENGTH = 5, 12  # of the generations; of the batch whose cache is measured
@@ -21,24 +22,32 @@ PROMPT, LENGTH = 5, 12  # of the generations; of the batch whose cache is measur
 
 def main(request: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What `measure` says of every folder, by its name."""
-    if request["register"]:
-        from puzzle.export.register import register
-
-        register()
-        register()
+    early = request["register"] and register_ours()
     expected = load_file(request["expected"])
     found = {}
     for folder in map(Path, request["folders"]):
         trust = not request["register"]
         model = load(AutoModelForCausalLM, folder, trust)
         found[folder.name] = measure(model, expected["tokens"], expected[folder.name])
+        if trust:
+            found[folder.name] |= generate(model, expected["tokens"])
         if folder.name in request["again"]:
             found[folder.name] |= again(model, folder, trust)
         if (folder / "tokenizer.json").exists():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust)
             found[folder.name]["ids"] = tokenizer("a cat sat")["input_ids"]
-    found["process"] = {"puzzle": sorted(name for name in sys.modules if name == "puzzle")}
+    found["process"] = {"puzzle": "puzzle" in sys.modules, "registered_early": early}
     return found
+
+
+def register_ours() -> bool:
+    """Register Puzzle's classes, twice; returns whether importing them had already done it."""
+    from puzzle.export import register
+
+    early = "nemotron-nas" in CONFIG_MAPPING
+    register.register()
+    register.register()
+    return early
 
 
 def load(auto: Any, folder: Path, trust: bool) -> Any:
@@ -49,22 +58,11 @@ def load(auto: Any, folder: Path, trust: bool) -> Any:
 
 @torch.no_grad()
 def measure(model: Any, tokens: torch.Tensor, logits: torch.Tensor) -> dict[str, Any]:
-    """How far the logits [B, T, V] are from the expected; caches, sizes, generations."""
-    batch = tokens[:, :LENGTH]
-    cache = model(batch, use_cache=True).cache
-    greedy = {"do_sample": False, "max_new_tokens": 6, "pad_token_id": 0, "eos_token_id": None}
-    padded = torch.nn.functional.pad(tokens[:1, :PROMPT], (3, 0))
-    mask = (torch.arange(PROMPT + 3) >= 3).long()[None]
-    one = model.generate(tokens[:1, :PROMPT], use_cache=True, **greedy)
-    left = model.generate(padded, attention_mask=mask, use_cache=True, **greedy)
+    """How far the logits [B, T, V] are from the expected; the class and its sizes."""
+    cache = model(tokens[:, :LENGTH], use_cache=True).cache
     return {
-        "class": type(model).__name__,
         "module": type(model).__module__,
         "error": difference(model(tokens).logits, logits),
-        "stepwise_error": difference(stepwise(model, batch), model(batch).logits),
-        "cached": model.generate(tokens[:, :PROMPT], use_cache=True, **greedy).tolist(),
-        "uncached": model.generate(tokens[:, :PROMPT], use_cache=False, **greedy).tolist(),
-        "left_padding_equal": left[0, 3:].tolist() == one[0].tolist(),
         "kv_bytes": sum(
             part.numel() * part.element_size()
             for layer in cache.layers
@@ -73,6 +71,23 @@ def measure(model: Any, tokens: torch.Tensor, logits: torch.Tensor) -> dict[str,
         ),
         "parameters": model.num_parameters(),
         "tied": model.lm_head.weight is model.model.embed_tokens.weight,
+    }
+
+
+@torch.no_grad()
+def generate(model: Any, tokens: torch.Tensor) -> dict[str, Any]:
+    """Greedy tokens with the cache, without, and left padded; how far stepwise logits are."""
+    greedy = {"do_sample": False, "max_new_tokens": 6, "pad_token_id": 0, "eos_token_id": None}
+    prompt, batch = tokens[:, :PROMPT], tokens[:, :LENGTH]
+    padded = torch.nn.functional.pad(prompt, (3, 0))
+    mask = (torch.arange(PROMPT + 3) >= 3).long().expand(len(tokens), -1)
+    cached = model.generate(prompt, use_cache=True, **greedy)
+    left = model.generate(padded, attention_mask=mask, use_cache=True, **greedy)
+    return {
+        "cached": cached.tolist(),
+        "uncached": model.generate(prompt, use_cache=False, **greedy).tolist(),
+        "left_padded": left[:, 3:].tolist(),
+        "stepwise_error": difference(stepwise(model, batch), model(batch).logits),
     }
 
 
