@@ -102,4 +102,7 @@ def continuation_log_likelihoods(
 
 
 def _std_error(values: torch.Tensor) -> float:
+    """Of the mean; NaN, unknown, where there is one value."""
+    if len(values) < 2:
+        return math.nan
     return float(values.std() / math.sqrt(len(values)))
