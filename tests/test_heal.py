@@ -1,0 +1,197 @@
+"""Healing: its loss by the formula, that it learns, and that a killed one loses nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from puzzle import heal as stage
+from puzzle.assemble import assemble, from_weights
+from puzzle.blocks.variant import Block
+from puzzle.config import Distill, Heal
+from puzzle.distill import distill
+from puzzle.export.modeling_puzzle import PuzzleForCausalLM
+from puzzle.heal import Course, heal, losses_of, rate
+from puzzle.library import Library
+from puzzle.modules import Weights
+from puzzle.parent import Parent
+from puzzle.run import Run
+from puzzle.trace import trace
+
+BLOCKS = tuple(map(Block.parse, ("gqa2+ffn32", "noop+ffn96", "gqa1+noop")))
+HALVES = [list(map(Block.parse, ("gqa1+noop", "noop+ffn32")))] * 3
+STEPS = 12
+OPTIONS = Heal(tokens=STEPS * 96, batch_tokens=96, learning_rate=3e-3)  # 4 sequences a step
+
+
+@pytest.fixture(scope="module")
+def library(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Library:
+    """The halves of `BLOCKS` as they start, untrained."""
+    run = Run(tmp_path_factory.mktemp("heal") / "run")
+    parent = Parent(checkpoints["llama"], "llama")
+    tokens = sequences(16, seed=1)
+    trace(run, parent, {"calibration": tokens, "scoring": tokens[:2]}, samples=1, seed=0)
+    distill(run, parent, HALVES, Distill(tokens=0), "trace")
+    return Library(run, parent)
+
+
+@pytest.fixture(scope="module")
+def teacher(library: Library) -> PuzzleForCausalLM:
+    return assemble(library, library.parent.blocks)
+
+
+@pytest.fixture
+def child(library: Library) -> PuzzleForCausalLM:
+    return assemble(library, BLOCKS)
+
+
+def sequences(count: int, seed: int) -> torch.Tensor:
+    return torch.randint(0, 97, (count, 24), generator=torch.Generator().manual_seed(seed))
+
+
+def course(folder: Path, inputs: str = "inputs") -> Course:
+    return Course(Run(folder), "budget", inputs)
+
+
+def same(one: Weights, other: Weights) -> bool:
+    """Equal names and equal bits."""
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+def test_a_model_loses_nothing_against_itself(teacher: PuzzleForCausalLM) -> None:
+    losses = losses_of(teacher, teacher, sequences(2, seed=3))
+    assert float(losses["kl"]) == 0
+    assert float(losses["cosine"]) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_losses_are_the_formulas(child: PuzzleForCausalLM, teacher: PuzzleForCausalLM) -> None:
+    tokens = sequences(3, seed=3)
+    losses = losses_of(child, teacher, tokens)
+    with torch.no_grad():
+        c, p = (m(tokens, output_hidden_states=True) for m in (child, teacher))
+    log_p, log_c = (m.logits.double().log_softmax(-1) for m in (p, c))
+    kl = (log_p.exp() * (log_p - log_c)).sum(-1).mean()
+    assert float(losses["kl"]) == pytest.approx(float(kl), rel=1e-4)
+    assert len(c.hidden_states) == len(BLOCKS) + 1  # the embedding first, which does not count
+    cosine = 0.0
+    for h_c, h_p in zip(c.hidden_states[1:], p.hidden_states[1:]):
+        similar = (h_c * h_p).sum(-1) / (h_c.norm(dim=-1) * h_p.norm(dim=-1))
+        cosine += float((1 - similar).mean())
+    assert float(losses["cosine"]) == pytest.approx(cosine, rel=1e-4)
+
+
+def test_the_loss_falls_on_text_it_has_not_seen(
+    library: Library, child: PuzzleForCausalLM, teacher: PuzzleForCausalLM, tmp_path: Path
+) -> None:
+    options = OPTIONS.model_copy(update={"tokens": 60 * 96})
+    path = course(tmp_path)
+    before = {name: weight.clone() for name, weight in child.state_dict().items()}
+    healed = heal(path, child, teacher, sequences(64, seed=2), options)
+    steps = path.run.info(path.healed)["losses"]
+    assert len(steps) == 60
+    first, last = (
+        {name: sum(step[name] for step in some) for name in ("kl", "cosine")}
+        for some in (steps[:6], steps[-6:])
+    )
+    assert all(last[name] < first[name] for name in first)
+    unseen = sequences(8, seed=9)
+    with torch.no_grad():
+        was, becomes = (
+            losses_of(model, teacher, unseen)
+            for model in (child, from_weights(library, BLOCKS, healed))
+        )
+    assert all(becomes[name] < was[name] for name in was)
+    assert same(child.state_dict(), before)  # a copy was trained
+    assert not any(p.requires_grad for p in child.parameters())
+    assert not child.training
+
+
+def test_a_killed_healing_goes_on_to_the_same_bits(
+    library: Library,
+    teacher: PuzzleForCausalLM,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokens = sequences(10, seed=2)  # three epochs, whose ends fall inside a step
+    whole = heal(course(tmp_path / "whole"), assemble(library, BLOCKS), teacher, tokens, OPTIONS)
+
+    path, step = course(tmp_path / "killed"), stage._step
+
+    def live(steps: int, checkpoint_s: float) -> Weights:
+        """A healing of at most so many steps, in a process that holds a new child."""
+        taken = iter(range(steps))
+
+        def mortal(*given: Any) -> dict[str, float]:
+            if next(taken, None) is None:
+                raise KeyboardInterrupt
+            return step(*given)
+
+        monkeypatch.setattr(stage, "_step", mortal)
+        monkeypatch.setattr(stage, "CHECKPOINT_S", checkpoint_s)
+        return heal(path, assemble(library, BLOCKS), teacher, tokens, OPTIONS)
+
+    with pytest.raises(KeyboardInterrupt):
+        live(5, checkpoint_s=0.0)
+    with pytest.raises(KeyboardInterrupt):
+        live(3, checkpoint_s=1e9)  # whose steps are lost
+    assert same(live(STEPS - 5, checkpoint_s=1e9), whole)
+    assert path.run.info(path.healed) == course(tmp_path / "whole").run.info(path.healed)
+
+
+def test_a_second_call_reads_the_first_and_other_inputs_train_again(
+    library: Library,
+    child: PuzzleForCausalLM,
+    teacher: PuzzleForCausalLM,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokens = sequences(8, seed=2)
+    first = heal(course(tmp_path), child, teacher, tokens, OPTIONS)
+    other = heal(course(tmp_path, "other"), child, teacher, tokens, OPTIONS)
+    assert same(first, other)  # the same result, though made again
+    monkeypatch.setattr(stage, "_step", None)
+    assert same(heal(course(tmp_path, "other"), child, teacher, tokens, OPTIONS), first)
+    with pytest.raises(TypeError):
+        heal(course(tmp_path), child, teacher, tokens, OPTIONS)
+
+
+def test_no_tokens_leave_the_child(
+    library: Library, child: PuzzleForCausalLM, teacher: PuzzleForCausalLM, tmp_path: Path
+) -> None:
+    none = Heal(tokens=0)
+    healed = heal(course(tmp_path), child, teacher, sequences(4, seed=2), none)
+    assert same(healed, dict(child.named_parameters()))
+
+
+def test_a_large_batch_is_the_mean_of_its_parts(
+    child: PuzzleForCausalLM,
+    teacher: PuzzleForCausalLM,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Sequences go through a few at a time; the last part may be smaller."""
+    tokens = sequences(5, seed=2)
+    options = Heal(tokens=3 * 120, batch_tokens=120)
+    whole = heal(course(tmp_path / "whole"), child, teacher, tokens, options)
+    monkeypatch.setattr(stage, "MICRO_TOKENS", 48)
+    parts = heal(course(tmp_path / "parts"), child, teacher, tokens, options)
+    for name, weight in whole.items():
+        torch.testing.assert_close(parts[name], weight, rtol=1e-3, atol=1e-5)
+
+
+def test_every_sequence_is_seen_once_an_epoch() -> None:
+    picks = torch.cat([stage._sequences(10, 4, step) for step in range(5)])
+    assert sorted(picks[:10].tolist()) == sorted(picks[10:].tolist()) == list(range(10))
+    assert picks[:10].tolist() != picks[10:].tolist()
+
+
+def test_the_rate_warms_up_and_falls_to_a_tenth() -> None:
+    rates = [rate(step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[9] == rates[10] == 1
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert 0.1 < rates[-1] < 0.11
+    assert rate(0, 1) == 1
