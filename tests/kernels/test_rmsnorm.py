@@ -1,0 +1,75 @@
+"""RMS normalisation: kernel against reference, with and without the residual."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from puzzle.blocks.kernels.rmsnorm import reference
+from puzzle.blocks.kernels.rmsnorm import triton as kernel
+
+SIZES = [(1, 63), (63, 100), (3, 1000), (2, 2049)]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("N", "D"), SIZES)
+def test_values_and_gradients(N, D, dtype, random, agree, gradients) -> None:
+    x, weight, dy = random(N, D, dtype=dtype), random(D, dtype=dtype), random(N, D, dtype=dtype)
+    agree(kernel.rmsnorm(x, weight, 1e-5), reference.rmsnorm(x, weight, 1e-5))
+    got = gradients(lambda x, w: kernel.rmsnorm(x, w, 1e-5), [x, weight], [dy])
+    want = gradients(lambda x, w: reference.rmsnorm(x, w, 1e-5), [x, weight], [dy])
+    for one, other in zip(got, want, strict=True):
+        agree(one, other, factor=2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("N", "D"), [(1, 63), (63, 100)])
+def test_residual_values_and_gradients(N, D, dtype, random, agree, gradients) -> None:
+    x, residual = random(N, D, dtype=dtype), random(N, D, dtype=dtype)
+    weight = random(D, dtype=dtype)
+    got = kernel.add_rmsnorm(x, residual, weight, eps=1e-6)
+    want = reference.add_rmsnorm(x, residual, weight, eps=1e-6)
+    for one, other in zip(got, want, strict=True):
+        agree(one, other, factor=2)
+    inputs, seeds = [x, residual, weight], [random(N, D, dtype=dtype) for _ in range(2)]
+    got = gradients(lambda *t: kernel.add_rmsnorm(*t, eps=1e-6), inputs, seeds)
+    want = gradients(lambda *t: reference.add_rmsnorm(*t, eps=1e-6), inputs, seeds)
+    for one, other in zip(got, want, strict=True):
+        agree(one, other, factor=3)
+
+
+def test_more_rows_than_backward_programs(random, agree, gradients) -> None:
+    x, weight, dy = random(300, 5), random(5), random(300, 5)
+    got = gradients(lambda x, w: kernel.rmsnorm(x, w, 1e-6), [x, weight], [dy])
+    want = gradients(lambda x, w: reference.rmsnorm(x, w, 1e-6), [x, weight], [dy])
+    for one, other in zip(got, want, strict=True):
+        agree(one, other, factor=3)
+
+
+def test_an_unused_sum_has_no_gradient(random, agree, gradients) -> None:
+    inputs, dy = [random(4, 7), random(4, 7), random(7)], random(4, 7)
+    got = gradients(lambda *t: kernel.add_rmsnorm(*t, eps=1e-6)[0], inputs, [dy])
+    want = gradients(lambda *t: reference.add_rmsnorm(*t, eps=1e-6)[0], inputs, [dy])
+    for one, other in zip(got, want, strict=True):
+        agree(one, other, factor=2)
+
+
+def test_weight_of_another_type_promotes(random, agree) -> None:
+    x, weight = random(3, 40, dtype=torch.float16), random(40)
+    agree(kernel.rmsnorm(x, weight, 1e-6), reference.rmsnorm(x, weight, 1e-6), factor=50)
+
+
+def test_one_column_is_its_sign(random, agree) -> None:
+    x, weight = random(3, 1), random(1)
+    agree(kernel.rmsnorm(x, weight, 0.0), x.sign() * weight)
+
+
+def test_scale_invariant(random, agree) -> None:
+    x, weight = random(2, 3, 50), random(50)
+    agree(kernel.rmsnorm(1000 * x, weight, 0.0), kernel.rmsnorm(x, weight, 0.0))
+
+
+def test_too_wide_a_row_is_an_error(random) -> None:
+    with pytest.raises(ValueError, match="at most 16384 columns, not 16385"):
+        kernel.rmsnorm(random(1, 16385), random(16385), 1e-6)
