@@ -225,7 +225,8 @@ def _pack(
     for start in range(0, len(pool), 64):
         if len(flat) >= count * length:
             break
-        rows = tokenizer(pool[start : start + 64], add_special_tokens=False)["input_ids"]
+        texts = pool[start : start + 64]
+        rows = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         flat += [token for row in rows for token in (*row, tokenizer.eos_token_id)]
     if len(flat) < count * length:
         enough = len(flat) // length * length

@@ -6,18 +6,21 @@ Legend: S sequences, T tokens, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from puzzle.corpus import Item
-from puzzle.export.modeling_puzzle import PuzzleForCausalLM
+from puzzle.export.modeling_puzzle import CACHE, PuzzleForCausalLM
 from puzzle.progress import track
 
 BATCH_TOKENS = 2048
-ITEMS_AT_ONCE = 32
+PAIRS_AT_ONCE = 128
+Ids = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -68,37 +71,56 @@ def evaluate(
 
 def _answers(model: PuzzleForCausalLM, tokenizer: Any, items: Sequence[Item]) -> Iterator[float]:
     """1.0 for each item whose right word is the likeliest continuation of its definition."""
-    for start in range(0, len(items), ITEMS_AT_ONCE):
-        group = items[start : start + ITEMS_AT_ONCE]
-        pairs = [
-            (f"{item.kind}, {item.definition}:", f" {choice}")
-            for item in group
-            for choice in item.choices
-        ]
-        likelihoods = iter(continuation_log_likelihoods(model, tokenizer, pairs).tolist())
-        for item in group:
-            scores = [next(likelihoods) for _ in item.choices]
-            yield float(scores.index(max(scores)) == item.answer)
+    pairs = [
+        (f"{item.kind}, {item.definition}:", f" {choice}")
+        for item in items
+        for choice in item.choices
+    ]
+    likelihoods = iter(continuation_log_likelihoods(model, tokenizer, pairs).tolist())
+    for item in items:
+        scores = [next(likelihoods) for _ in item.choices]
+        yield float(scores.index(max(scores)) == item.answer)
 
 
+@torch.no_grad()
 def continuation_log_likelihoods(
     model: PuzzleForCausalLM, tokenizer: Any, pairs: Sequence[tuple[str, str]]
 ) -> torch.Tensor:
-    """`log p(continuation | prefix)` of each pair, summed over the continuation's tokens."""
+    """`log p(continuation | prefix)` of each pair, summed over the continuation's tokens.
+
+    A prefix is read once for all its continuations, together with others of its length.
+    """
     encoded = [
-        tuple(tokenizer(text, add_special_tokens=False)["input_ids"] for text in pair)
+        tuple(tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in pair)
         for pair in pairs
     ]
-    length = max(len(prefix) + len(rest) for prefix, rest in encoded)
-    tokens = torch.full((len(pairs), length), tokenizer.eos_token_id)
-    counted = torch.zeros(len(pairs), length, dtype=torch.bool)
-    for row, (prefix, rest) in enumerate(encoded):
-        end = len(prefix) + len(rest)
-        tokens[row, :end] = torch.tensor([*prefix, *rest])
-        counted[row, len(prefix) : end] = True
-    log_p = model(tokens, use_cache=False).logits[:, :-1].float().log_softmax(-1)
-    per_token = log_p.gather(-1, tokens[:, 1:, None]).squeeze(-1)
-    return (per_token * counted[:, 1:]).sum(-1)
+    rows_by_length = defaultdict(list)
+    for row, (prefix, _) in enumerate(encoded):
+        rows_by_length[len(prefix)].append(row)
+    found = torch.empty(len(pairs))
+    for rows in rows_by_length.values():
+        for start in range(0, len(rows), PAIRS_AT_ONCE):
+            part = rows[start : start + PAIRS_AT_ONCE]
+            found[part] = _log_likelihoods(model, *zip(*(encoded[row] for row in part)))
+    return found
+
+
+def _log_likelihoods(
+    model: PuzzleForCausalLM, prefixes: Sequence[Ids], continuations: Sequence[Ids]
+) -> torch.Tensor:
+    """The same for token ids, all prefixes being of one length."""
+    distinct = list(dict.fromkeys(prefixes))
+    which = torch.tensor([distinct.index(prefix) for prefix in prefixes])
+    read = model(torch.tensor(distinct), use_cache=True, logits_to_keep=1)
+    read[CACHE].batch_select_indices(which)
+    rest = pad_sequence([torch.tensor(ids) for ids in continuations], batch_first=True)
+    logits = [read.logits[which]]
+    if rest.shape[1] > 1:
+        logits.append(model(rest[:, :-1], use_cache=True, cache=read[CACHE]).logits)
+    log_p = torch.cat(logits, dim=1).float().log_softmax(-1)
+    per_token = log_p.gather(-1, rest[..., None]).squeeze(-1)
+    lengths = torch.tensor([len(ids) for ids in continuations])
+    return (per_token * (torch.arange(rest.shape[1]) < lengths[:, None])).sum(-1)
 
 
 def _std_error(values: torch.Tensor) -> float:

@@ -84,8 +84,8 @@ def budget_use(result: Result) -> Figure:
             axis.text(value + 0.01, place, f"{value:.1%}", va="center", fontsize=8)
     axis.axvline(1, color="#b33", linewidth=1)
     axis.set_yticks(range(len(limits)), limits)
-    axis.set(xlim=(0, 1.15), xlabel="share of the limit used")
-    axis.legend(frameon=False, fontsize=8, loc="center right")
+    axis.set(xlim=(0, 1.4), xlabel="share of the limit used")
+    axis.legend(frameon=False, fontsize=8, loc="lower right")
     return figure
 
 

@@ -23,7 +23,7 @@ def write_report(result: Result) -> Path:
         title=html.escape(f"{result.architecture.parent} for {result.name}"),
         headline=html.escape(headline(result)),
         table=table.to_html(border=0, classes="numbers"),
-        summary=html.escape(result.summary().partition("\n\n")[0]),
+        reason=html.escape(result.reason()),
         architecture=html.escape(str(result.architecture)),
         architecture_map=_svg(result.plot_architecture()),
         score_map=_svg(result.plot_scores()),

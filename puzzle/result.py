@@ -131,9 +131,9 @@ class Result:
 
     @cached_property
     def timings(self) -> pd.DataFrame:
-        """One row a stage as last run: seconds, and the process's peak memory up to its end."""
-        stages = {e["stage"]: e for e in self.run.events() if "stage" in e}
-        return pd.DataFrame(stages.values())[["stage", "seconds", "peak_bytes"]]
+        """One row a stage: seconds over all processes of the run, peak memory up to its end."""
+        rows = [(stage, *took) for stage, took in self.run.timings().items()]
+        return pd.DataFrame(rows, columns=["stage", "seconds", "peak_bytes"])
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -153,23 +153,28 @@ class Result:
         """The table as people read it."""
         table = self.table.astype(object)
         for row, unit in ROWS.items():
-            table.loc[row] = [_written(value, unit) for value in self.table.loc[row]]
+            table.loc[row] = [
+                _written(float(value), unit) for value in self.table.loc[row].to_numpy()
+            ]
         return table
 
-    def summary(self) -> str:
-        """What was chosen and why, the architecture, and where things lie."""
-        child, shares = self.models["child"], self.models["child"]["shares"]
+    def reason(self) -> str:
+        """Which limit binds, what is proven, and what the scores predicted."""
+        child = self.models["child"]
+        shares, proof = dict(child["shares"]), child["proof"]
         binding = max(shares, key=lambda name: shares[name])
+        others = "".join(f", {n} to {share:.1%}" for n, share in shares.items() if n != binding)
         measured = self._evaluation("child").get("kl")
-        lines = [
-            f"{binding} binds: {shares[binding]:.1%} of the limit is used; "
-            + ", ".join(f"{name} {share:.1%}" for name, share in shares.items() if name != binding),
-            f"{child['proof']['status']} choice ({child['proof']['proof']}); the scores predict a "
-            f"KL of {self.predicted_kl:.3f}"
-            + (f", measured before healing {measured:.3f}" if measured is not None else ""),
-            "",
-            str(self.architecture),
-        ]
+        return (
+            f"{binding} binds: its limit is used to {shares[binding]:.1%}{others}. "
+            f"The choice is {proof['status']} (proof: {proof['proof']}). Its scores sum to a KL of "
+            f"{self.predicted_kl:.3f}"
+            + (f"; the child's own, before healing, is {measured:.3f}." if measured else ".")
+        )
+
+    def summary(self) -> str:
+        """The reason, the architecture one line a layer, and where things lie."""
+        lines = [self.reason(), "", str(self.architecture)]
         if self.checkpoint.exists():
             lines += [f"checkpoint  {self.checkpoint}", f"report      {self.report}"]
         return "\n".join(lines)
@@ -242,6 +247,5 @@ def _column(prediction: dict[str, float], evaluation: dict[str, float]) -> dict[
 def _written(value: float, unit: str) -> str:
     if pd.isna(value):
         return "-"
-    if unit in ("", "nats", "%"):
-        return {"": f"{value:.0f}", "nats": f"{value:.3f}", "%": f"{value:.1%}"}[unit]
-    return show(value, unit)
+    plain = {"": f"{value:.0f}", "nats": f"{value:.3f}", "%": f"{value:.1%}"}
+    return plain[unit] if unit in plain else show(value, unit).removesuffix(" params")

@@ -152,6 +152,16 @@ class Run:
                 found.append(json.loads(line))
         return found
 
+    def timings(self) -> dict[str, tuple[float, int]]:
+        """Stage -> seconds over all processes of the run, largest peak memory up to its end."""
+        found: dict[str, tuple[float, int]] = {}
+        for event in self.events():
+            if stage := event.get("stage"):
+                seconds, peak_bytes = found.get(stage, (0.0, 0))
+                longest = max(peak_bytes, event["peak_bytes"])
+                found[stage] = (seconds + event["seconds"], longest)
+        return found
+
     def write_text(self, name: str, text: str) -> Path:
         """Write a plain file people read (report, architecture), atomically; returns its path."""
         path = self.folder / name

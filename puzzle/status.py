@@ -17,11 +17,11 @@ from puzzle.units import show
 def status_table(folder: Path) -> Table:
     """One row a stage."""
     run = Run.existing(folder)
-    stages = {event["stage"]: event for event in run.events() if "stage" in event}
+    timings = run.timings()
     table = Table("stage", "records", "time", "peak memory", box=None)
     for stage, (found, wanted) in progress(run).items():
-        event = stages.get(stage)
-        took = [show(event["seconds"], "s"), show(event["peak_bytes"], "B")] if event else []
+        seconds, peak_bytes = timings.get(stage, (0.0, 0))
+        took = [show(seconds, "s"), show(peak_bytes, "B")] if stage in timings else []
         table.add_row(stage, f"{found} of {wanted}", *took)
     return table
 

@@ -5,7 +5,7 @@ Quantity(value=77309411328.0, unit='B')
 >>> str(parse("20 ms")), parse("40 %")
 ('20 ms', Relative(factor=0.4))
 >>> show(77309411328, "B"), show(0.0000213, "s"), show(12345.6, "tok/s")
-('72.0 GiB', '21.3 us', '12346 tok/s')
+('72.0 GiB', '21.3 us', '12,346 tok/s')
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def parse(text: str) -> Quantity | Relative:
 def show(value: float, unit: str) -> str:
     """Write an SI amount for people, three digits or so, in the unit that suits its size."""
     if unit == "tok/s":
-        return f"{value:.0f} tok/s"
+        return f"{value:,.0f} tok/s"
     scales = {name: scale for name, scale in _SCALES[unit].items() if name not in _DECIMAL_BYTES}
     for written, scale in scales.items():
         if abs(value) >= scale:
