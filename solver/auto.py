@@ -22,7 +22,7 @@ from puzzle.solver.program import Program
 from puzzle.solver.relax import Relaxation, relax
 
 FIRST_COLUMNS = 40  # columns beyond one a group in the first, narrowest search
-BEAM, GROWTH, LARGEST = 1000, 8, 64000  # states a group
+BEAM, GROWTH, LARGEST = 1000, 8, 256_000  # states a group
 EXPANSIONS = 4_000_000  # states times options of a group, at most
 
 
@@ -155,5 +155,6 @@ def _mixed_integer(
         columns = near_N[claim.columns]
         loss = float(program.loss_N[columns].sum())
     bound = max(answer.bound, min(claim.bound, best))
-    proven = bound >= loss - max(gap, 1e-9) * abs(loss) or bound == math.inf
+    close = max(_rounding(program, relaxation), max(gap, 1e-9) * abs(loss))
+    proven = bound >= loss - close or bound == math.inf
     return Answer(columns, min(bound, loss), f"mip:{name}" if proven else "none")

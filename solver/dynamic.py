@@ -18,6 +18,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from puzzle.solver.problem import Floats, Ints
 from puzzle.solver.program import Program
@@ -87,7 +88,7 @@ class Search:
         program = self.program
         inbox: list[list[States]] = [[] for _ in range(program.groups + 1)]
         inbox[0].append(self._root())
-        reached: list[States] = []
+        reached: list[tuple[NDArray[np.int32], NDArray[np.int32]]] = []
         lost = math.inf
         for group in range(program.groups + 1):
             if time.perf_counter() > deadline:
@@ -95,11 +96,14 @@ class Search:
             states, worst = self._settle(_together(inbox[group], len(program.rows)), group, beam)
             lost = min(lost, worst)
             inbox[group] = []
-            reached.append(states)
+            reached.append((states.parent_S.astype(np.int32), states.column_S.astype(np.int32)))
             if group < program.groups:
                 for stop, columns in self.moves[group]:
                     inbox[stop].append(self._extend(states, columns, stop))
-        return self._trace(reached, lost)
+        if not len(states):
+            return Found(None, math.inf, lost)
+        last = int(np.argmin(states.loss_S))
+        return Found(self._trace(reached, last), float(states.loss_S[last]), lost)
 
     def _root(self) -> States:
         none: Ints = np.full(1, -1)
@@ -157,18 +161,14 @@ class Search:
             alive = alive[bound_S < self.cutoff]
         return alive, best_S
 
-    def _trace(self, reached: list[States], lost: float) -> Found:
-        last = reached[-1]
-        if not len(last):
-            return Found(None, math.inf, lost)
-        group, at = self.program.groups, int(np.argmin(last.loss_S))
-        loss, columns = float(last.loss_S[at]), []
+    def _trace(self, reached: list[tuple[NDArray[np.int32], NDArray[np.int32]]], at: int) -> Ints:
+        """The columns on the way to state `at` of the last group."""
+        group, columns = self.program.groups, []
         while group > 0:
-            column = int(reached[group].column_S[at])
-            at = int(reached[group].parent_S[at])
-            columns.append(column)
-            group = int(self.program.start_N[column])
-        return Found(np.array(sorted(columns), dtype=np.int64), loss, lost)
+            parent_S, column_S = reached[group]
+            columns.append(int(column_S[at]))
+            at, group = int(parent_S[at]), int(self.program.start_N[column_S[at]])
+        return np.array(sorted(columns), dtype=np.int64)
 
 
 def pool(program: Program, multiplier_R: Floats, gap: float) -> Floats:

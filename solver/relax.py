@@ -186,7 +186,8 @@ def quiet_highs() -> Any:
     """A HiGHS solver that prints nothing and runs on one thread."""
     import highspy
 
-    highs = highspy.Highs()
+    # The base class is the solver itself; highspy.Highs adds callbacks, and prints a banner.
+    highs = highspy.Highs.__base__()
     highs.setOptionValue("output_flag", False)
     highs.setOptionValue("threads", 1)
     return highs
