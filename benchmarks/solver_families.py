@@ -61,7 +61,8 @@ def instance(
 ) -> Problem:
     """An instance whose every limit is `share` of what the parent (all options 0) uses.
 
-    `batch` replaces the batch size of every row and keeps the limits of the family's own.
+    `batch` replaces the batch size of every row: bytes stay limited as they were, time per
+    sequence too (a larger batch may take longer in proportion).
     """
     shape = FAMILIES[family]
     rng = np.random.default_rng([seed, list(FAMILIES).index(family), KINDS.index(kind)])
@@ -77,7 +78,8 @@ def instance(
         table = _groups(shape, *mine, measured_RX[r])
         cost[name] = [np.rint(values).astype(np.int64) for values in table]
         own = _groups(shape, *base, measured_RX[r])
-        limit[name] = int(share * sum(float(values[0]) for values in own))
+        scale = 1.0 if batch is None or what in ("memory", "params") else batch / size
+        limit[name] = int(share * scale * sum(float(values[0]) for values in own))
     if kind == "correlated":
         parents = {name: cost[name][0][0] or 1 for name in cost}
         loss = [

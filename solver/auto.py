@@ -44,10 +44,10 @@ class Bounded:
             return math.inf
         return self.relaxation.bound
 
-
-def auto(program: Program, *, time_limit_s: float, gap: float) -> Answer:
-    """The backend: bound the program, then finish."""
-    return finish(bounded(program), deadline=time.perf_counter() + time_limit_s, gap=gap)
+    @property
+    def useful_N(self) -> Ints | None:
+        """The columns that solved the relaxation, in the original program."""
+        return None if self.relaxation is None else self.columns_N[self.relaxation.useful_N]
 
 
 def bounded(program: Program, start_N: Ints | None = None) -> Bounded:
@@ -103,7 +103,8 @@ def enumerated(
         search = Search(reduced.program, relaxation.multiplier_R, target - reduced.loss)
         beam = min(beam, EXPANSIONS // search.widest)
         found = search.run(beam, deadline)
-        if found.columns is not None:
+        # The search's cutoff is on bounds: what it finds may still lose more than the best known.
+        if found.columns is not None and found.loss + reduced.loss < loss:
             columns, loss = reduced.original(found.columns), found.loss + reduced.loss
         lost = found.lost + reduced.loss
         bound = max(bound, min(lost, target))

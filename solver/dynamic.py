@@ -33,9 +33,9 @@ FEW = 200  # states below which the pool is not worth its time
 
 @dataclass(frozen=True, eq=False)
 class Found:
-    """The best columns below the cutoff (None: none), their loss, and the least bound dropped.
+    """The best columns met (None: none), their loss, and the least bound dropped by the beam.
 
-    No answer loses less than both `loss` and `lost`, except those the cutoff excluded.
+    No answer loses less than `loss`, `lost` and the cutoff.
     """
 
     columns: Ints | None
