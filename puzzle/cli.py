@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from puzzle.errors import PuzzleError
@@ -29,7 +30,7 @@ def main() -> None:
     try:
         app()
     except PuzzleError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"puzzle: {error}")
+        typer.echo(f"puzzle: {error}", err=True)
         sys.exit(error.exit_code)
 
 
@@ -111,7 +112,7 @@ def doctor() -> None:
 
     table = Table("what", "found", box=None)
     for what, found in checkup():
-        table.add_row(what, found)
+        table.add_row(what, escape(found))
     Console().print(table)
 
 
@@ -134,13 +135,13 @@ def _solve_problem(path: Path) -> None:
 
 def _show(result: Result) -> None:
     console = Console()
-    table = Table(box=None, title=f"{result.architecture.parent} for {result.name}")
+    table = Table(box=None, pad_edge=False)
     formatted = result.formatted()
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for name in formatted.columns:
-        table.add_column(str(name), justify="right")
+        table.add_column(str(name), justify="right", no_wrap=True)
     for row, values in formatted.iterrows():
         table.add_row(str(row), *map(str, values))
     console.print(table)
     console.print()
-    console.print(result.summary(), highlight=False)
+    console.print(result.summary(), highlight=False, markup=False, soft_wrap=True)

@@ -27,7 +27,7 @@ _SCALES: dict[str, dict[str, float]] = {
         "B": 1.0,
     },
     "s": {"s": 1.0, "ms": 1e-3, "us": 1e-6},
-    "tok/s": {"tok/s": 1.0},
+    "tok/s": {"M tok/s": 1e6, "tok/s": 1.0},
     "params": {"B params": 1e9, "M params": 1e6, "K params": 1e3, "params": 1.0},
 }
 _UNITS = {written: (si, scale) for si, row in _SCALES.items() for written, scale in row.items()}
@@ -79,7 +79,7 @@ def parse(text: str) -> Quantity | Relative:
 def show(value: float, unit: str) -> str:
     """Write an SI amount for people, three digits or so, in the unit that suits its size."""
     if unit == "tok/s":
-        return f"{value:,.0f} tok/s"
+        return f"{value / 1e6:.2f} M tok/s" if value >= 1e6 else f"{value:,.0f} tok/s"
     scales = {name: scale for name, scale in _SCALES[unit].items() if name not in _DECIMAL_BYTES}
     for written, scale in scales.items():
         if abs(value) >= scale:

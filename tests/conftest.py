@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from importlib import resources
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import FAMILIES, SIZES, tiny_model
+import transformers
+from tiny import FAMILIES, SETTINGS, SIZES, tiny_model
+
+from puzzle import Result, search
 
 # One thread, here and in processes that tests start: bits are the same at equal threads only, and
 # for models this small a second thread costs more than it brings, far more where cores are shared.
@@ -36,3 +40,31 @@ def tokens() -> torch.Tensor:
     return torch.randint(
         0, SIZES["vocab_size"], (8, 24), generator=torch.Generator().manual_seed(1)
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_parent(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny random Llama with the embedded tokenizer."""
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    config = transformers.LlamaConfig(
+        vocab_size=4096,
+        hidden_size=64,
+        intermediate_size=1024,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    embedded = resources.files("puzzle.data") / "parent"
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((embedded / name).read_bytes())
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def result(tiny_parent: str, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """A finished search."""
+    return search(tiny_parent, out=tmp_path_factory.mktemp("runs") / "whole", settings=SETTINGS)

@@ -26,6 +26,20 @@ FAMILIES = {
     "nemotron": ("Nemotron", {"head_dim": 24}),
 }
 
+# of a search that takes seconds
+SETTINGS = [
+    "sequence_length=32",
+    "tokens.calibration=1024",
+    "tokens.scoring=256",
+    "tokens.evaluation=256",
+    "score.samples=2",
+    "distill.tokens=512",
+    "distill.batch_tokens=256",
+    "heal.tokens=512",
+    "heal.batch_tokens=256",
+    "evaluate.items=8",
+]
+
 
 def tiny_model(family: str) -> torch.nn.Module:
     """A random model of the family's own transformers class; norms are not left at one."""

@@ -1,0 +1,132 @@
+"""The choice against brute force, its limits, and its sentence when nothing fits."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+
+from puzzle.baselines.uniform import uniform
+from puzzle.blocks.variant import Block
+from puzzle.budget import Budget
+from puzzle.choose import choose
+from puzzle.errors import InfeasibleError
+from puzzle.hardware.price import price
+from puzzle.hardware.throughput import reference_of
+from puzzle.menu import Menu
+from puzzle.shape import Shape
+from puzzle.units import show
+
+SHAPE = Shape.from_config(
+    {
+        "model_type": "llama",
+        "num_hidden_layers": 4,
+        "hidden_size": 256,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "intermediate_size": 1024,
+        "vocab_size": 1000,
+    }
+)
+BLOCKS = [
+    Block.parse(text)
+    for text in ("gqa4+ffn1024", "gqa2+ffn768", "gqa4+noop", "noop+ffn512", "gqa1+ffn256")
+]
+
+
+def menu(seed: int = 0, **rows: object) -> Menu:
+    """Random losses for four layers of five blocks, the parent's own costing nothing."""
+    draw = random.Random(seed)
+    losses = [{block: draw.random() * (block != BLOCKS[0]) for block in BLOCKS} for _ in range(4)]
+    budget = Budget.model_validate(
+        {
+            "name": "test",
+            "hardware": "h100-sxm",
+            "workload": {"prompt_tokens": 64, "new_tokens": 32, "batches": [1, 8, 64]},
+            **rows,
+        }
+    )
+    prices = price(SHAPE, "llama", [BLOCKS] * 4, budget)
+    return Menu(losses, prices, budget, reference_of(SHAPE, budget))
+
+
+def brute_force(menu: Menu) -> float:
+    """The least loss over every architecture and batch that keeps the limits."""
+    kept = (
+        sum(options[block] for options, block in zip(menu.losses, blocks))
+        for blocks in itertools.product(BLOCKS, repeat=4)
+        if any(menu.limits.allow(menu.serve(blocks, batch)) for batch in menu.prices.blocks)
+    )
+    return min(kept)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        {"targets": {"throughput": "1.3x"}},
+        {"targets": {"throughput": "1.2x"}, "limits": {"memory": "0.6x"}},
+        {"limits": {"params": "0.7x"}},
+        {"limits": {"ttft": "0.9x", "tpot": "0.8x"}},
+        {"limits": {"tpot": "60 us", "memory": "3 MiB"}},
+    ],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_the_choice_is_brute_forces_and_keeps_every_limit(
+    rows: dict[str, object], seed: int
+) -> None:
+    asked = menu(seed, **rows)
+    chosen = choose(asked)
+    assert chosen.loss == pytest.approx(brute_force(asked), abs=1e-9)
+    assert asked.limits.allow(chosen.prediction)
+    assert chosen.prediction == asked.serve(chosen.blocks, chosen.prediction.batch)
+    assert chosen.proof["status"] == "optimal"
+
+
+def test_a_loose_budget_keeps_the_parent() -> None:
+    chosen = choose(menu(limits={"params": "1x"}))
+    assert chosen.blocks == (BLOCKS[0],) * 4
+    assert chosen.loss == 0
+
+
+def test_an_impossible_target_says_what_the_cheapest_child_reaches() -> None:
+    asked = menu(targets={"throughput": "40x"})
+    with pytest.raises(InfeasibleError) as error:
+        choose(asked)
+    assert error.value.exit_code == 3
+    fastest = max(
+        asked.serve(blocks, batch).tokens_per_s
+        for blocks in itertools.product(BLOCKS, repeat=4)
+        for batch in asked.prices.blocks
+    )
+    wanted = asked.limits.stated()["throughput"]
+    assert f"throughput of at least {show(wanted, 'tok/s')}" in str(error.value)
+    assert f"cheapest possible child has {show(fastest, 'tok/s')}" in str(error.value)
+
+
+def test_limits_that_conflict_only_together_say_so() -> None:
+    """Throughput needs the large batch, memory holds the small one only."""
+    throughput, memory = {"targets": {"throughput": "1x"}}, {"limits": {"memory": "0.15x"}}
+    choose(menu(**throughput))
+    choose(menu(**memory))
+    with pytest.raises(InfeasibleError, match="but not all together"):
+        choose(menu(**throughput, **memory))
+
+
+def test_the_uniform_child_is_the_best_single_block_that_keeps_the_budget() -> None:
+    asked = menu(targets={"throughput": "1.2x"})
+    plain = uniform(asked)
+    assert plain is not None
+    assert len(set(plain.blocks)) == 1
+    assert asked.limits.allow(plain.prediction)
+    best = min(
+        sum(options[block] for options in asked.losses)
+        for block in BLOCKS
+        if any(asked.limits.allow(asked.serve([block] * 4, b)) for b in asked.prices.blocks)
+    )
+    assert plain.loss == pytest.approx(best)
+    assert choose(asked).loss <= plain.loss
+
+
+def test_without_a_uniform_child_there_is_none() -> None:
+    assert uniform(menu(targets={"throughput": "40x"})) is None

@@ -1,0 +1,118 @@
+"""The command line: what it prints, and one sentence and an exit code for every bad input."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from tiny import SETTINGS
+
+from puzzle.cli import main
+from puzzle.result import Result
+from puzzle.solver import Problem
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    """Run `puzzle ...`; returns exit code, standard output and standard error."""
+
+    def puzzle(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["puzzle", *map(str, words)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        out, err = capsys.readouterr()
+        return int(exit_.value.code or 0), out, err
+
+    return puzzle
+
+
+def test_search_ends_with_the_table_the_architecture_and_the_paths(run, result: Result) -> None:
+    settings = [word for setting in SETTINGS for word in ("--set", setting)]
+    model = result.architecture.parent
+    code, out, _ = run("search", "--model", model, "--out", result.run.folder, *settings)
+    assert code == 0
+    for row in ("parameters", "throughput", "KL to the parent", "perplexity", "accuracy"):
+        assert row in out
+    for line in str(result.architecture).splitlines():
+        assert line in out
+    assert f"checkpoint  {result.checkpoint}" in out
+    assert f"report      {result.report}" in out
+    assert "throughput binds" in out
+
+
+def test_show_and_status_read_the_run(run, result: Result) -> None:
+    code, out, _ = run("show", result.run.folder, "--budget", "h100-1gpu")
+    assert code == 0
+    assert str(result.architecture) in out
+    code, out, _ = run("status", result.run.folder)
+    assert code == 0
+    assert "3 of 3" in out  # scores of three layers
+    assert "library" in out
+
+
+def test_budgets_and_doctor_say_what_there_is(run) -> None:
+    code, out, _ = run("budgets")
+    assert code == 0
+    assert "h100-1gpu" in out
+    assert "cpu-laptop" in out
+    code, out, _ = run("doctor")
+    assert code == 0
+    assert "torch" in out
+    assert "GPU" in out
+
+
+def test_a_problem_of_your_own_is_solved_or_refused(run, tmp_path) -> None:
+    path = tmp_path / "problem.json"
+    path.write_text(Problem([[0.0, 1.0]] * 2, {"bytes": [[8, 1]] * 2}, {"bytes": 10}).to_json())
+    code, out, _ = run("solve", "--problem", path)
+    assert code == 0
+    assert "optimal" in out
+    path.write_text(Problem([[0.0, 1.0]], {"bytes": [[8, 7]]}, {"bytes": 5}).to_json())
+    code, out, _ = run("solve", "--problem", path)
+    assert code == 3
+    assert "infeasible" in out
+    path.write_text("{")
+    code, _, err = run("solve", "--problem", path)
+    assert code == 2
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["search", "--budget", "h100-gpu1"], "did you mean 'h100-1gpu'?"),
+        (["search", "--set", "heal.token=3"], "did you mean 'tokens'?"),
+        (["search", "--model", "./nowhere"], "neither a folder here nor a model"),
+        (["search", "--config", "nowhere.yaml"], "cannot be read"),
+        (["search", "--data", "nowhere.jsonl", "--out", "{tmp}"], "there is no file"),
+        (["solve"], "give a run directory and --budget"),
+        (["show", "{tmp}"], "there is no run in"),
+        (["status", "{tmp}"], "there is no run in"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(run, tmp_path, words, sentence) -> None:
+    code, _, err = run(*(word.replace("{tmp}", str(tmp_path)) for word in words))
+    assert code == 2
+    assert sentence in err
+    assert "Traceback" not in err
+    assert err.startswith("puzzle: ")
+
+
+def test_an_unknown_key_in_a_file_names_its_line(run, tmp_path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model: embedded\nheal:\n  tokns: 5\n")
+    code, _, err = run("search", "--config", path)
+    assert code == 2
+    assert f"{path} line 3: unknown key 'tokns' in heal; did you mean 'tokens'?" in err
+
+
+def test_an_infeasible_budget_exits_with_3(run, tmp_path) -> None:
+    path = tmp_path / "hopeless.yaml"
+    path.write_text(
+        "hardware: h100-sxm\n"
+        "workload: {prompt_tokens: 100, new_tokens: 28, batches: [16]}\n"
+        "targets: {throughput: 90x}\n"
+    )
+    code, _, err = run("search", "--budget", path, "--out", tmp_path / "run")
+    assert code == 3
+    assert "cheapest possible child has" in err

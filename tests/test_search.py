@@ -1,0 +1,175 @@
+"""The whole road on a tiny parent: what a user gets, kills between and inside stages, budgets."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from tiny import SETTINGS
+
+import puzzle
+from puzzle import Architecture, InfeasibleError, PuzzleError, open_result, search, solve
+from puzzle.result import Result
+
+HEALED = "children/h100-1gpu/healed.safetensors"
+
+
+def test_a_search_ends_with_a_child_a_checkpoint_and_a_report(result: Result) -> None:
+    assert result.models["child"]["proof"]["status"] == "optimal"
+    assert result.models["child"]["shares"]["throughput"] <= 1
+    assert list(result.table.columns) == ["parent", "uniform child", "child", "child, healed"]
+    assert result.value("KL to the parent", "parent") == pytest.approx(0, abs=1e-6)
+    assert result.value("throughput", "child") >= 1.8 * result.value("throughput", "parent")
+    assert Architecture.parse(str(result.architecture)) == result.architecture
+    page = result.report.read_text()
+    assert page.count("<svg") == 5
+    assert "http-equiv" not in page
+    assert "src=" not in page
+    assert str(result.architecture.blocks[1]) in page
+
+
+def test_its_tables_are_frames_and_its_plots_figures(result: Result) -> None:
+    layers = len(result.architecture.blocks)
+    assert set(result.scores["layer"]) == set(range(layers))
+    assert result.scores["chosen"].sum() == layers
+    own = result.scores[result.scores["block"] == "gqa4+ffn1024"]
+    assert (own["loss"] == 0).all()
+    assert set(result.library.columns) >= {"layer", "half", "sliced", "refit", "trained"}
+    assert set(result.costs["batch"]) == {2**power for power in range(11)}
+    assert len(result.healing) == 2
+    assert set(result.timings["stage"]) >= {"trace", "library", "scores", "choose", "heal"}
+    for plot in ("architecture", "scores", "budget", "quality", "throughput"):
+        assert getattr(result, f"plot_{plot}")().axes
+
+
+def test_the_checkpoint_holds_the_healed_child(result: Result) -> None:
+    puzzle.register()
+    served = transformers.AutoModelForCausalLM.from_pretrained(result.checkpoint)
+    healed = load_file(result.run.folder / HEALED)
+    assert served.num_parameters() == result.value("parameters", "child")
+    name = "model.embed_tokens.weight"
+    torch.testing.assert_close(served.state_dict()[name].float(), healed[name])
+
+
+def test_the_three_texts_are_disjoint_and_written_down(result: Result) -> None:
+    texts = json.loads((result.run.folder / "provenance.json").read_text())["texts"]
+    assert set(texts) == {"calibration", "scoring", "evaluation"}
+    assert len({text["digest"] for text in texts.values()}) == 3
+
+
+def test_running_again_writes_no_record(result: Result, tiny_parent: str) -> None:
+    def stamps() -> dict[str, int]:
+        kept = (".safetensors", ".json")
+        paths = [p for p in result.run.folder.rglob("*") if p.suffix in kept]
+        written_always = ("provenance.json", "solutions", "costs")
+        return {
+            str(p): p.stat().st_mtime_ns
+            for p in paths
+            if p.relative_to(result.run.folder).parts[0] not in written_always
+        }
+
+    before = stamps()
+    assert len(before) >= 40
+    search(tiny_parent, out=result.run.folder, settings=SETTINGS)
+    assert stamps() == before
+
+
+def test_a_new_budget_on_an_old_run_chooses_again_and_trains_nothing(
+    result: Result, tmp_path: Path
+) -> None:
+    looser = tmp_path / "looser.yaml"
+    looser.write_text(
+        "hardware: h100-sxm\n"
+        "workload: {prompt_tokens: 100, new_tokens: 28, batches: [16, 64]}\n"
+        "targets: {throughput: 1.2x}\n"
+    )
+    library = [p.stat().st_mtime_ns for p in sorted((result.run.folder / "library").iterdir())]
+    begin = time.monotonic()
+    again = solve(result.run.folder, str(looser))
+    assert time.monotonic() - begin < 20
+    assert again.name == "looser"
+    assert again.predicted_kl < result.predicted_kl
+    assert library == [
+        p.stat().st_mtime_ns for p in sorted((result.run.folder / "library").iterdir())
+    ]
+    assert open_result(result.run.folder, "h100-1gpu").architecture == result.architecture
+    assert open_result(result.run.folder).name == "looser"
+
+
+def test_killed_at_any_record_and_run_again_it_makes_the_same_child(
+    result: Result, tiny_parent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process is interrupted at every ninth record, between stages and inside them."""
+    replace, written = os.replace, [0]
+
+    def dying(source: str, target: str) -> None:
+        written[0] += 1
+        if written[0] % 9 == 0:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", dying)
+    kills = 0
+    while True:
+        try:
+            search(tiny_parent, out=tmp_path / "killed", settings=SETTINGS)
+            break
+        except KeyboardInterrupt:
+            kills += 1
+    assert kills >= 4
+    whole, resumed = load_file(result.run.folder / HEALED), load_file(tmp_path / "killed" / HEALED)
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_process_killed_for_real_leaves_a_run_that_goes_on(
+    result: Result, tiny_parent: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "sigkill"
+    settings = [word for setting in SETTINGS for word in ("--set", setting)]
+    command = [sys.executable, "-m", "puzzle", "search", "--model", tiny_parent, "--out", str(out)]
+    process = subprocess.Popen([*command, *settings], stderr=subprocess.DEVNULL)
+    while process.poll() is None and len(list(out.glob("library/L01.*"))) < 2:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / HEALED).exists()
+    search(tiny_parent, out=out, settings=SETTINGS)
+    whole, resumed = load_file(result.run.folder / HEALED), load_file(out / HEALED)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_an_infeasible_budget_says_so_before_anything_is_trained(
+    tiny_parent: str, tmp_path: Path
+) -> None:
+    budget = tmp_path / "hopeless.yaml"
+    budget.write_text(
+        "hardware: h100-sxm\n"
+        "workload: {prompt_tokens: 100, new_tokens: 28, batches: [16]}\n"
+        "targets: {throughput: 90x}\n"
+    )
+    with pytest.raises(InfeasibleError, match="cheapest possible child has"):
+        search(tiny_parent, budget=str(budget), out=tmp_path / "run", settings=SETTINGS)
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
+
+
+def test_too_little_text_says_how_much_there_is(tiny_parent: str, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("Not much of a text.")
+    with pytest.raises(PuzzleError, match=r"split has \d+ tokens of text"):
+        search(
+            tiny_parent, data=str(tmp_path / "short.txt"), out=tmp_path / "run", settings=SETTINGS
+        )
+
+
+def test_an_empty_run_directory_has_nothing_to_show(tmp_path: Path) -> None:
+    with pytest.raises(PuzzleError, match="there is no run in"):
+        open_result(tmp_path)
