@@ -125,9 +125,7 @@ def _measured(rng: np.random.Generator, shape: Family, kind: str) -> Floats:
     return np.exp(0.05 * rng.standard_normal((shape.groups, options)))
 
 
-def _groups(
-    shape: Family, attention_A: Floats, ffn_F: Floats, measured_GX: Floats
-) -> list[Floats]:
+def _groups(shape: Family, attention_A: Floats, ffn_F: Floats, measured_GX: Floats) -> list[Floats]:
     if shape.decoupled:
         both = np.concatenate([attention_A, ffn_F]) * measured_GX
         return [half for row in both for half in np.split(row, [shape.attentions])]

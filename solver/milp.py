@@ -83,8 +83,8 @@ def minimize_exactly(
 
     model = cp_model.CpModel()
     x_N = [model.new_bool_var("") for _ in range(program.columns)]
-    for columns in covering(program):
-        model.add_exactly_one(x_N[column] for column in columns)
+    for covers in covering(program):
+        model.add_exactly_one(x_N[column] for column in covers)
     for cost_N, limit in zip(program.cost_RN.tolist(), program.limit_R.tolist()):
         model.add(cp_model.LinearExpr.weighted_sum(x_N, cost_N) <= limit)
     if program.max_names is not None:
@@ -103,7 +103,7 @@ def minimize_exactly(
         return None, math.inf, True
     if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         return None, -math.inf, False
-    columns = np.flatnonzero([solver.boolean_value(x) for x in x_N])
+    columns: Ints = np.flatnonzero([solver.boolean_value(x) for x in x_N])
     return columns, solver.best_objective_bound, status == cp_model.OPTIMAL
 
 
