@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING, Any
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
@@ -20,7 +22,21 @@ COLORS = dict(zip(COLUMNS.values(), (PARENT, UNIFORM, CHILD, HEALED)))
 INCHES_A_LAYER, HALF_HEIGHT = 0.42, 0.8
 
 
-def architecture_map(result: Result) -> Figure:
+class Picture(Figure):
+    """A figure that notebooks show by itself, without a plotting backend."""
+
+    def svg(self) -> str:
+        """An SVG element, text as text."""
+        out = io.StringIO()
+        with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "puzzle"}):
+            self.savefig(out, format="svg", metadata={"Date": None})
+        text = out.getvalue()
+        return text[text.index("<svg") :]
+
+    _repr_svg_ = svg
+
+
+def architecture_map(result: Result) -> Picture:
     """Two rows of bars, attention and FFN: what each layer keeps of the parent's."""
     blocks, parents = result.architecture.blocks, result.models["parent"]["blocks"]
     figure, axes = _figure(len(blocks), rows=2)
@@ -49,7 +65,7 @@ def architecture_map(result: Result) -> Figure:
     return figure
 
 
-def score_map(result: Result) -> Figure:
+def score_map(result: Result) -> Picture:
     """Blocks by layers, colored by loss; the chosen block of each layer is framed."""
     table = result.scores.pivot_table(index="block", columns="layer", values="loss")
     table = table.loc[table.mean(axis=1).sort_values().index]
@@ -69,7 +85,7 @@ def score_map(result: Result) -> Figure:
     return figure
 
 
-def budget_use(result: Result) -> Figure:
+def budget_use(result: Result) -> Picture:
     """How much of each limit the uniform child and the child use."""
     models = {
         COLUMNS[name]: model["shares"] for name, model in result.models.items() if name != "parent"
@@ -89,7 +105,7 @@ def budget_use(result: Result) -> Figure:
     return figure
 
 
-def quality(result: Result) -> Figure:
+def quality(result: Result) -> Picture:
     """KL to the parent of each model, and the healing's losses by step."""
     figure, (bars, curve) = _figure(16, columns=2)
     _bars(bars, result, "KL to the parent", "{:.3f}")
@@ -102,7 +118,7 @@ def quality(result: Result) -> Figure:
     return figure
 
 
-def throughput(result: Result) -> Figure:
+def throughput(result: Result) -> Picture:
     """Predicted generated tokens per second, and how the time of one batch divides."""
     figure, (bars, times) = _figure(16, columns=2)
     _bars(bars, result, "throughput", "{:,.0f}")
@@ -122,9 +138,9 @@ def throughput(result: Result) -> Figure:
 
 def _figure(
     layers: int, *, rows: int = 1, columns: int = 1, height: float | None = None
-) -> tuple[Figure, list[Axes]]:
+) -> tuple[Picture, list[Axes]]:
     width = min(14.0, 2.2 + INCHES_A_LAYER * layers)
-    figure = Figure(figsize=(max(width, 6.5), height or 1.5 + HALF_HEIGHT * rows), layout="tight")
+    figure = Picture(figsize=(max(width, 6.5), height or 1.5 + HALF_HEIGHT * rows), layout="tight")
     axes = np.ravel(figure.subplots(rows, columns, squeeze=False))
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import html
-import io
 from pathlib import Path
 from string import Template
-
-import matplotlib as mpl
-from matplotlib.figure import Figure
 
 from puzzle.result import Result
 from puzzle.units import show
@@ -25,11 +21,11 @@ def write_report(result: Result) -> Path:
         table=table.to_html(border=0, classes="numbers"),
         reason=html.escape(result.reason()),
         architecture=html.escape(str(result.architecture)),
-        architecture_map=_svg(result.plot_architecture()),
-        score_map=_svg(result.plot_scores()),
-        budget_use=_svg(result.plot_budget()),
-        quality=_svg(result.plot_quality()),
-        throughput=_svg(result.plot_throughput()),
+        architecture_map=result.plot_architecture().svg(),
+        score_map=result.plot_scores().svg(),
+        budget_use=result.plot_budget().svg(),
+        quality=result.plot_quality().svg(),
+        throughput=result.plot_throughput().svg(),
         timings=_timings(result),
         provenance=html.escape((result.run.folder / "provenance.json").read_text()),
         config=html.escape((result.run.folder / "config.yaml").read_text()),
@@ -87,15 +83,6 @@ def _markdown(result: Result) -> str:
     rows = [["", *table.columns], ["---"] * (1 + len(table.columns))]
     rows += [[str(name), *map(str, values)] for name, values in table.iterrows()]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _svg(figure: Figure) -> str:
-    """The figure as an inline SVG element, text as text."""
-    out = io.StringIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "puzzle"}):
-        figure.savefig(out, format="svg", metadata={"Date": None})
-    text = out.getvalue()
-    return text[text.index("<svg") :]
 
 
 def _timings(result: Result) -> str:

@@ -22,7 +22,7 @@ from puzzle.run import Run
 from puzzle.units import show
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from puzzle.figures import Picture
 
 # row of the table -> its unit; "" is a plain number, "%" a share
 ROWS = {
@@ -189,31 +189,31 @@ class Result:
         """The sum of the chosen blocks' scores, to compare with the child's measured KL."""
         return float(self.models["child"]["loss"])
 
-    def plot_architecture(self) -> Figure:
+    def plot_architecture(self) -> Picture:
         """What each layer holds, as shares of the parent's."""
         from puzzle.figures import architecture_map
 
         return architecture_map(self)
 
-    def plot_scores(self) -> Figure:
+    def plot_scores(self) -> Picture:
         """The loss of every block in every layer, the chosen ones framed."""
         from puzzle.figures import score_map
 
         return score_map(self)
 
-    def plot_budget(self) -> Figure:
+    def plot_budget(self) -> Picture:
         """How much of each limit parent, uniform child and child use."""
         from puzzle.figures import budget_use
 
         return budget_use(self)
 
-    def plot_quality(self) -> Figure:
+    def plot_quality(self) -> Picture:
         """KL to the parent before and after healing, and the losses on the way."""
         from puzzle.figures import quality
 
         return quality(self)
 
-    def plot_throughput(self) -> Figure:
+    def plot_throughput(self) -> Picture:
         """Predicted throughput and where its time goes, parent and child."""
         from puzzle.figures import throughput
 
