@@ -63,10 +63,11 @@ def _tensors(tensors: tuple[torch.Tensor, ...], needs: Needs) -> str:
             return f"the kernel does not read {str(tensor.dtype).removeprefix('torch.')}"
         if not tensor.numel():
             return "a tensor is empty"
-    if (
-        not needs.backward
-        and torch.is_grad_enabled()
-        and any(tensor.requires_grad for tensor in tensors)
-    ):
+    if not needs.backward and needs_gradient(tensors):
         return "gradients are asked for, and the kernel has no backward pass"
     return ""
+
+
+def needs_gradient(tensors: tuple[torch.Tensor, ...]) -> bool:
+    """Whether autograd will ask for the gradient of any of these."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)

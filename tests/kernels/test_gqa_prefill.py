@@ -17,9 +17,9 @@ SMALL = Launch({"BLOCK_T": 16, "BLOCK_S": 16}, warps=1)
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    ("B", "H", "K", "T", "d"), [(2, 1, 1, 1, 16), (1, 6, 2, 63, 24), (1, 2, 1, 200, 64)]
+    ("B", "H", "K", "T", "d"), [(2, 1, 1, 1, 16), (1, 6, 2, 63, 24), (1, 2, 1, 130, 64)]
 )
-@pytest.mark.parametrize("window", [None, 1, 50])
+@pytest.mark.parametrize("window", [None, 50])
 def test_values(B, H, K, T, d, window, dtype, random, agree) -> None:
     q = random(B, H, T, d, dtype=dtype)
     k, v = random(B, K, T, d, dtype=dtype), random(B, K, T, d, dtype=dtype)
@@ -39,7 +39,7 @@ def test_large_scores_do_not_overflow(random, agree) -> None:
     agree(kernel.gqa_prefill(q, k, v), reference.gqa_prefill(q, k, v), factor=10)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     T=st.integers(1, 70),
     past=st.integers(0, 70),

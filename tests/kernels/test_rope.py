@@ -13,7 +13,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    ("B", "H", "T", "d", "r"), [(1, 1, 1, 2, 2), (2, 3, 63, 24, 24), (1, 17, 5, 64, 20)]
+    ("B", "H", "T", "d", "r"), [(1, 1, 1, 2, 2), (1, 3, 63, 24, 24), (2, 17, 5, 64, 20)]
 )
 def test_values_and_gradients(B, H, T, d, r, dtype, random, agree, gradients) -> None:
     x, dy = random(B, H, T, d, dtype=dtype), random(B, H, T, d, dtype=dtype)

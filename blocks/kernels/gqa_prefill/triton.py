@@ -95,7 +95,8 @@ def prefill_kernel(
         diagonal, end, S, window, scale,
         WINDOWED, True, D, BLOCK_D, BLOCK_S, DOT, PRECISION,
     )  # fmt: skip
-    o = (acc / total[:, None]).to(o_ptr.dtype.element_ty)
+    some = tl.where(total > 0, total, 1.0)  # a query past the last may see no key
+    o = (acc / some[:, None]).to(o_ptr.dtype.element_ty)
     tl.store(o_ptr + t[:, None] * o_stride_t + channel, o, inside)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from ..choice import Choice, Needs, choose
+from ..choice import Choice, Needs, choose, needs_gradient
 from . import reference
 
-WIDEST = 16384
+WIDEST, WIDEST_BACKWARD = 16384, 8192  # columns of a row, which a program holds in registers
 NEEDS = Needs(backward=True)
 
 
@@ -37,6 +37,8 @@ def choice(*tensors: torch.Tensor) -> Choice:
     obstacle = ""
     if columns > WIDEST:
         obstacle = f"rows of {columns} columns exceed the kernel's {WIDEST}"
+    if columns > WIDEST_BACKWARD and needs_gradient(tensors):
+        obstacle = f"rows of {columns} columns exceed the {WIDEST_BACKWARD} of its backward pass"
     if len({tensor.dtype for tensor in tensors[:-1]}) > 1:
         obstacle = "x and the residual are of different types"
     return choose("rmsnorm", tensors, NEEDS, obstacle=obstacle)

@@ -13,6 +13,7 @@ import triton
 from triton import language as tl
 
 from ..launch import SMS, Call, row_launch, rows
+from . import WIDEST_BACKWARD
 
 
 @triton.jit
@@ -46,6 +47,7 @@ def backward_kernel(
     program = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
     inside = columns < D
+    weight = tl.load(weight_ptr + columns, inside, other=0.0).to(tl.float32)
     dweight = tl.zeros([BLOCK], tl.float32)
     for n in range(program, N, tl.num_programs(0)):
         row = tl.cast(n, tl.int64)
@@ -54,8 +56,7 @@ def backward_kernel(
         rstd = tl.load(rstd_ptr + row)
         normed = x * rstd
         dweight += dy * normed
-        weight = tl.load(weight_ptr + columns, inside, other=0.0)  # cached; else it costs registers
-        dnormed = dy * weight.to(tl.float32)
+        dnormed = dy * weight
         dx = rstd * (dnormed - normed * (tl.sum(normed * dnormed, 0) / D))
         if ADD:
             dx += tl.load(dtotal_ptr + row * D + columns, inside, other=0.0).to(tl.float32)
@@ -89,9 +90,15 @@ def backward_call(
     dy_ND: torch.Tensor,
     dtotal_ND: torch.Tensor | None,
 ) -> Call:
-    """Writes `dx` and `dweight` [P, D], to be summed over P; `saved` is x, weight, rstd."""
+    """Writes `dx` and `dweight` [P, D], to be summed over P; `saved` is x, weight, rstd.
+
+    Raises:
+        ValueError: for rows whose gradients do not fit the registers of a multiprocessor.
+    """
     x_ND, weight, rstd = saved
     N, D = x_ND.shape
+    if D > WIDEST_BACKWARD:
+        raise ValueError(f"rmsnorm trains rows of at most {WIDEST_BACKWARD} columns, not {D}")
     programs = min(N, 2 * SMS)
     arguments = {
         "x_ptr": x_ND,
