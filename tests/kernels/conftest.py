@@ -16,11 +16,11 @@ import torch
 CUDA = torch.cuda.is_available()
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if CUDA else "cpu"
-LAUNCHING = [
-    f"test_{name}.py"
-    for name in ("gemm", "gqa_decode", "gqa_prefill", "kl", "launch", "relu2", "rmsnorm", "rope")
-] + ["test_swiglu.py"]
-collect_ignore = ["test_in_interpreter.py"] if CUDA or INTERPRETED else LAUNCHING
+OPERATIONS = ("gemm", "gqa_decode", "gqa_prefill", "kl", "relu2", "rmsnorm", "rope", "swiglu")
+LAUNCHING = [f"test_{name}.py" for name in (*OPERATIONS, "launch")]
+OTHERS = ["test_benchmark.py", "test_choice.py", "test_compile.py"]
+RUNNER = "test_in_interpreter.py"
+collect_ignore = [RUNNER] if CUDA else [RUNNER, *OTHERS] if INTERPRETED else LAUNCHING
 # the interpreter truncates to bf16, the hardware rounds: a whole unit in the last place
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 
@@ -71,8 +71,11 @@ def agree() -> Callable[..., None]:
 
 
 @pytest.fixture
-def gradients() -> Callable[..., list[torch.Tensor]]:
-    """`gradients(function, inputs, seeds)`: of the inputs, for given gradients of the outputs."""
+def results() -> Callable[..., list[torch.Tensor]]:
+    """`results(function, inputs, seeds)`: its outputs, then the inputs' gradients.
+
+    `seeds` are the gradients of the outputs, one each.
+    """
 
     def compute(
         function: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]],
@@ -83,6 +86,7 @@ def gradients() -> Callable[..., list[torch.Tensor]]:
         outputs = function(*leaves)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         torch.autograd.backward(outputs, seeds)
-        return [leaf.grad for leaf in leaves if leaf.grad is not None]
+        found = [output.detach() for output in outputs]
+        return found + [leaf.grad for leaf in leaves if leaf.grad is not None]
 
     return compute

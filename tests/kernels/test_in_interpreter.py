@@ -14,8 +14,7 @@ HERE = Path(__file__).parent
 
 
 def test_kernels_agree_with_their_references_in_the_interpreter() -> None:
-    command = [sys.executable, "-m", "pytest", str(HERE), "-m", "not slow", "-x"]
-    command += ["--confcutdir", str(HERE)]
+    command = [sys.executable, "-m", "pytest", str(HERE), "--confcutdir", str(HERE), "-x"]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

@@ -10,31 +10,39 @@ from hypothesis import strategies as st
 from puzzle.blocks.kernels.kl import reference
 from puzzle.blocks.kernels.kl import triton as kernel
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("N", "V"), [(1, 1), (63, 100), (2, 4096), (3, 9001)])
-def test_values_and_gradient(N, V, dtype, random, agree, gradients) -> None:
+@pytest.mark.parametrize(
+    ("N", "V", "dtype"),
+    [
+        (1, 1, torch.float32),
+        (63, 100, torch.float32),
+        (2, 4096, torch.float16),
+        (3, 9001, torch.float32),
+        (3, 9001, torch.bfloat16),
+    ],
+)
+def test_values_and_gradient(N, V, dtype, random, agree, results) -> None:
     parent, child = random(N, V, dtype=dtype, scale=3), random(N, V, dtype=dtype, scale=3)
-    agree(kernel.kl(parent, child), reference.kl(parent, child))
     seed = random(N)
-    (got,) = gradients(lambda c: kernel.kl(parent, c), [child], [seed])
-    (want,) = gradients(lambda c: reference.kl(parent, c), [child], [seed])
-    agree(got, want)
+    got = results(lambda c: kernel.kl(parent, c), [child], [seed])
+    want = results(lambda c: reference.kl(parent, c), [child], [seed])
+    for one, other in zip(got, want, strict=True):
+        agree(one, other)
 
 
-def test_gradient_of_a_mean_over_leading_axes(random, agree, gradients) -> None:
+def test_gradient_of_a_mean_over_leading_axes(random, agree, results) -> None:
     parent, child = random(2, 3, 50), random(2, 3, 50)
     seed = torch.tensor(1.0, device=DEVICE)
-    (got,) = gradients(lambda c: kernel.kl(parent, c).mean(), [child], [seed])
-    (want,) = gradients(lambda c: reference.kl(parent, c).mean(), [child], [seed])
-    agree(got, want)
+    got = results(lambda c: kernel.kl(parent, c).mean(), [child], [seed])
+    want = results(lambda c: reference.kl(parent, c).mean(), [child], [seed])
+    for one, other in zip(got, want, strict=True):
+        agree(one, other)
 
 
 def test_small_divergences_keep_their_digits(random) -> None:
-    parent = random(64, 5000, scale=3).contiguous()
+    parent = random(16, 5000, scale=3).contiguous()
     child = parent + 1e-2 * torch.randn_like(parent)
     exact = reference_in_double(parent, child)
     assert exact.max() < 1e-3
@@ -56,7 +64,7 @@ def test_excluded_tokens_count_nothing(random, agree) -> None:
     assert kernel.kl(parent, child).isinf().all()
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(1, 60), st.floats(-1e4, 1e4), st.floats(-1e4, 1e4), st.floats(0.01, 30))
 def test_never_negative_zero_on_itself_and_blind_to_shifts(V, shift, other, scale) -> None:
     torch.manual_seed(V)
