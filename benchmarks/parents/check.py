@@ -4,9 +4,9 @@
     python benchmarks/parents/check.py FOLDER TEXT
 
 FOLDER is what `smollm2.py` wrote, TEXT the web.jsonl of `web_text.py`. Compares tensors, settings
-and token ids with what transformers reads from the same GGUF file by itself, measures perplexity in
-windows of 512 tokens on the pages of each source, and lets the model answer a question. Passages
-would measure something else: windows that change their subject twice or thrice.
+and token ids with what transformers reads from the same GGUF file by itself, measures perplexity on
+the first 512 tokens of the pages of each source, and lets the model answer a question. Joined texts
+would measure something else: windows that change their subject once or more.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from puzzle.parent import open_parent
 
-LENGTH, WINDOWS, BATCH = 512, 16, 4
+LENGTH = 512
 SETTINGS = (
     "rope_parameters",
     "rms_norm_eps",  # float32 in the file: 1e-05 but for the 8th digit
@@ -48,13 +48,12 @@ def read_texts(path: Path) -> dict[tuple[str, str], list[str]]:
 
 
 @torch.inference_mode()
-def perplexity(model: Any, tokenizer: Any, texts: list[str]) -> float:
-    """Perplexity in windows of LENGTH tokens, spread evenly over the joined texts."""
-    ids = tokenizer("\n\n".join(texts), return_tensors="pt")["input_ids"][0]
-    windows = ids[: len(ids) // LENGTH * LENGTH].reshape(-1, LENGTH)
-    windows = windows[:: len(windows) // WINDOWS][:WINDOWS]
-    losses = [model(input_ids=batch, labels=batch).loss for batch in windows.split(BATCH)]
-    return math.exp(sum(map(float, losses)) / len(losses))
+def perplexity(model: Any, tokenizer: Any, texts: list[str]) -> str:
+    """Perplexity over the first LENGTH tokens of every text that is so long, and how many are."""
+    rows = [ids[:LENGTH] for ids in tokenizer(texts)["input_ids"] if len(ids) >= LENGTH]
+    batches = [torch.tensor([row]) for row in rows]
+    losses = [float(model(input_ids=batch, labels=batch).loss) for batch in batches]
+    return f"{math.exp(sum(losses) / len(losses)):.2f} over {len(losses)} texts"
 
 
 @torch.inference_mode()
@@ -124,7 +123,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     for (source, kind), texts in sources.items():
         if kind == "page":
-            print(f"perplexity at {LENGTH}, {source}: {perplexity(model, tokenizer, texts):.2f}")
+            print(f"perplexity at {LENGTH}, {source}: {perplexity(model, tokenizer, texts)}")
     print(f"{QUESTION}\n{answer(model, tokenizer)}")
 
 
