@@ -56,7 +56,10 @@ def pulp_cbc(tables: Tables, limit_s: float) -> Tables:
         ]
         model += pulp.LpAffineExpression(pairs) <= 1
     command = pulp.PULP_CBC_CMD(msg=False, timeLimit=limit_s, gapRel=0.0, gapAbs=0.0, threads=1)
-    model.solve(command)
+    try:
+        model.solve(command)
+    except pulp.PulpSolverError:  # CBC was stopped by the limit on CPU time
+        return {"picks": None, "finished": False, "bound": None}
     if model.sol_status not in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible):
         return {"picks": None, "finished": model.status == pulp.LpStatusInfeasible, "bound": None}
     picks = [max(range(len(xs)), key=lambda i, xs=xs: xs[i].value() or 0.0) for xs in x]
@@ -132,6 +135,9 @@ def main(task: Tables) -> Tables:
 
         tables["loss"] = [np.array(group) for group in tables["loss"]]
         tables["cost"] = {k: [np.array(g) for g in v] for k, v in tables["cost"].items()}
+    if task["cpu_limit_s"]:
+        limit = int(cpu_s() + task["cpu_limit_s"])
+        resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
     for _ in range(task["repeats"]):
         before = cpu_s()
         found = solver(tables, task["limit_s"])

@@ -15,14 +15,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from puzzle.solver.dynamic import Search
-from puzzle.solver.milp import Answer, breaks, cp_sat, highs
+from puzzle.solver.milp import Answer, breaks, cp_sat
+from puzzle.solver.polish import polished
 from puzzle.solver.presolve import binding, fitting, reduce, undominated
 from puzzle.solver.problem import Ints
 from puzzle.solver.program import Program
-from puzzle.solver.relax import Relaxation, relax
+from puzzle.solver.relax import Relaxation, relax, spread
 
 FIRST_COLUMNS = 40  # columns beyond one a group in the first, narrowest search
 BEAM, GROWTH, LARGEST = 1000, 8, 256_000  # states a group
+HOPELESS = 8  # times as far from the best answer as the largest beam came: not worth a larger one
+FAILURES = 3000  # exchanges in a row that improve nothing, before an answer is left as it is
+ENUMERATION = 0.4  # of the time for enumeration, before the rest goes to a ready-made solver
 EXPANSIONS = 4_000_000  # states times options of a group, at most
 
 
@@ -68,7 +72,9 @@ def finish(start: Bounded, *, deadline: float, gap: float, cutoff: float = math.
     """
     if math.isinf(start.bound) or start.relaxation is None:
         return Answer(None, math.inf, "lagrangian")
-    answer = enumerated(start.program, start.relaxation, deadline=deadline, gap=gap, cutoff=cutoff)
+    now = time.perf_counter()
+    until = now + ENUMERATION * (deadline - now) if math.isfinite(deadline) else deadline
+    answer = enumerated(start.program, start.relaxation, deadline=until, gap=gap, cutoff=cutoff)
     if answer.columns is not None and breaks(start.program, answer.columns):
         answer = Answer(None, answer.bound, "none")  # too many names: the search ignores them
     if answer.proof == "none" and time.perf_counter() < deadline:
@@ -110,7 +116,8 @@ def enumerated(
         bound = max(bound, min(lost, target))
         proven = bound >= loss - max(rounding, gap * abs(loss)) or bound == math.inf
         if lost < target and not proven:
-            if beam >= min(largest, EXPANSIONS // search.widest):
+            far = loss - relaxation.bound > HOPELESS * (min(lost, target) - relaxation.bound)
+            if beam >= min(largest, EXPANSIONS // search.widest) or (far and beam > BEAM):
                 break
             beam = min(largest, beam * (2 if columns is None else GROWTH))
         if lost >= target or columns is None:
@@ -123,10 +130,13 @@ def enumerated(
 
 
 def _first_width(program: Program, relaxation: Relaxation) -> float:
-    """The excess within which lie one column a group and `FIRST_COLUMNS` more."""
+    """The excess within which lie one column a group and `FIRST_COLUMNS` more; not next to zero.
+
+    Where losses follow costs nearly every column lies at the bound, and no answer does.
+    """
     count = min(program.groups + FIRST_COLUMNS, program.columns) - 1
     width = float(np.partition(relaxation.excess_N, count)[count])
-    return width if width > 0 else 1e-6 * max(1.0, abs(relaxation.bound))
+    return max(width, 1e-3 * spread(program, program.loss_N) / program.groups, 1e-300)
 
 
 def _rounding(program: Program, relaxation: Relaxation) -> float:
@@ -139,23 +149,38 @@ def _rounding(program: Program, relaxation: Relaxation) -> float:
 def _mixed_integer(
     start: Bounded, answer: Answer, deadline: float, gap: float, cutoff: float
 ) -> Answer:
-    """Close what enumeration left, over the columns below the best loss, by HiGHS and CP-SAT."""
+    """Close what enumeration left by CP-SAT, over the columns below the best loss.
+
+    In turn with `polished`, which uses up slack that neither finds a use for.
+    """
     assert start.relaxation is not None
     program, relaxation = start.program, start.relaxation
-    best = cutoff if answer.columns is None else float(program.loss_N[answer.columns].sum())
+    if answer.columns is not None:
+        columns_N = _polished(program, answer.columns, deadline, share=0.25)
+        answer = replace(answer, columns=columns_N)
+    best = cutoff if answer.columns is None else math.fsum(program.loss_N[answer.columns])
     near_N = np.flatnonzero(relaxation.excess_N <= best - relaxation.bound)
     near_N = near_N[undominated(program.keep(near_N))]
     smaller = program.keep(near_N)
-    claim, name = highs(smaller, time_limit_s=deadline - time.perf_counter(), gap=gap), "highs"
-    false = claim.columns is not None and breaks(smaller, claim.columns)
-    if false or (claim.columns is None and claim.bound == math.inf == best):
-        left_s = max(0.0, deadline - time.perf_counter())
-        claim, name = cp_sat(smaller, time_limit_s=left_s, gap=gap), "cp-sat"
-    columns, loss = answer.columns, best
-    if claim.columns is not None and float(smaller.loss_N[claim.columns].sum()) < best:
-        columns = near_N[claim.columns]
-        loss = float(program.loss_N[columns].sum())
+    hint_N = None if answer.columns is None else np.flatnonzero(np.isin(near_N, answer.columns))
+    left_s = deadline - time.perf_counter()
+    claim = cp_sat(smaller, time_limit_s=0.75 * left_s, gap=gap, hint_N=hint_N)
     bound = max(answer.bound, min(claim.bound, best))
-    close = max(_rounding(program, relaxation), max(gap, 1e-9) * abs(loss))
-    proven = bound >= loss - close or bound == math.inf
-    return Answer(columns, min(bound, loss), f"mip:{name}" if proven else "none")
+    if claim.columns is not None and math.fsum(smaller.loss_N[claim.columns]) < best:
+        best = math.fsum(smaller.loss_N[claim.columns])
+        answer = replace(answer, columns=near_N[claim.columns])
+    close = max(_rounding(program, relaxation), max(gap, 1e-9) * abs(best))
+    if bound >= best - close or bound == math.inf:
+        return Answer(answer.columns, min(bound, best), "mip:cp-sat")
+    if answer.columns is None or not np.isin(answer.columns, near_N).all():
+        return replace(answer, bound=bound)
+    inside_N = np.searchsorted(near_N, answer.columns)
+    columns_N = near_N[_polished(smaller, inside_N, deadline, share=1.0)]
+    return Answer(columns_N, min(bound, math.fsum(program.loss_N[columns_N])), "none")
+
+
+def _polished(program: Program, columns_N: Ints, deadline: float, *, share: float) -> Ints:
+    """Polished for at most this share of the time left."""
+    now = time.perf_counter()
+    until = now + share * max(0.0, deadline - now)
+    return polished(program, columns_N, deadline=until, failures=FAILURES)

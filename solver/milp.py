@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -51,15 +51,34 @@ def breaks(program: Program, columns_N: Ints) -> bool:
     return bool((covered_G != 1).any() or over_R.any() or many)
 
 
-def cp_sat(program: Program, *, time_limit_s: float, gap: float) -> Answer:
-    """OR-Tools CP-SAT: rows as exact integers, the loss scaled to integers (error below 1e-12)."""
+def cp_sat(
+    program: Program, *, time_limit_s: float, gap: float, hint_N: Ints | None = None
+) -> Answer:
+    """OR-Tools CP-SAT: rows as exact integers, the loss scaled to integers (error below 1e-12).
+
+    `hint_N` are the columns of an answer to start from.
+    """
+    from ortools.sat.python import cp_model
+
     objective_N, scale, constant = integer_loss(program)
-    columns, bound, proven = minimize_exactly(program, objective_N, time_limit_s, gap=gap)
+    model, x_N = _exact_model(program)
+    model.minimize(cp_model.LinearExpr.weighted_sum(x_N, objective_N.tolist()))
+    for column in () if hint_N is None else hint_N.tolist():
+        model.add_hint(x_N[column], 1)
+    solver = cp_model.CpSolver()
+    solver.parameters.num_workers = 1
+    solver.parameters.random_seed = 0
+    solver.parameters.max_time_in_seconds = max(0.01, min(time_limit_s, 1e6))
+    solver.parameters.relative_gap_limit = gap
+    status = solver.solve(model)
+    proven = status in (cp_model.OPTIMAL, cp_model.INFEASIBLE)
     proof = "mip:cp-sat" if proven else "none"
-    if columns is None:
+    if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
         return Answer(None, math.inf if proven else -math.inf, proof)
+    columns = np.flatnonzero([solver.boolean_value(x) for x in x_N])
     # Rounding moved the total by half a unit per group at most; the bound gives that back.
-    return Answer(columns, (bound - program.groups / 2) / scale + constant, proof)
+    bound = (solver.best_objective_bound - program.groups / 2) / scale + constant
+    return Answer(columns, bound, proof)
 
 
 def integer_loss(program: Program) -> tuple[Ints, float, float]:
@@ -75,10 +94,8 @@ def integer_loss(program: Program) -> tuple[Ints, float, float]:
     return np.rint(shifted_N * scale).astype(np.int64), scale, shift * program.groups
 
 
-def minimize_exactly(
-    program: Program, objective_N: Ints, time_limit_s: float, *, gap: float = 0.0
-) -> tuple[Ints | None, float, bool]:
-    """CP-SAT on an integer objective: (columns or None, bound, whether the search finished)."""
+def _exact_model(program: Program) -> tuple[Any, list[Any]]:
+    """(CP-SAT model without an objective, its variables)."""
     from ortools.sat.python import cp_model
 
     model = cp_model.CpModel()
@@ -92,19 +109,7 @@ def minimize_exactly(
         for column in np.flatnonzero(program.name_N >= 0).tolist():
             model.add_implication(x_N[column], used[program.name_N[column]])
         model.add(sum(used) <= program.max_names)
-    model.minimize(cp_model.LinearExpr.weighted_sum(x_N, objective_N.tolist()))
-    solver = cp_model.CpSolver()
-    solver.parameters.num_workers = 1
-    solver.parameters.random_seed = 0
-    solver.parameters.max_time_in_seconds = max(0.01, min(time_limit_s, 1e6))
-    solver.parameters.relative_gap_limit = gap
-    status = solver.solve(model)
-    if status == cp_model.INFEASIBLE:
-        return None, math.inf, True
-    if status not in (cp_model.OPTIMAL, cp_model.FEASIBLE):
-        return None, -math.inf, False
-    columns: Ints = np.flatnonzero([solver.boolean_value(x) for x in x_N])
-    return columns, solver.best_objective_bound, status == cp_model.OPTIMAL
+    return model, x_N
 
 
 def covering(program: Program) -> list[list[int]]:

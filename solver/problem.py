@@ -87,6 +87,8 @@ class Problem:
 
     def __post_init__(self) -> None:
         put = object.__setattr__
+        if not len(self.loss):
+            raise ProblemError("a problem needs at least one group with its losses")
         put(self, "loss", tuple(_losses(g, values) for g, values in enumerate(self.loss)))
         put(self, "cost", {name: self._costs(name, table) for name, table in self.cost.items()})
         for field_name in ("limit", "at_least"):
@@ -142,7 +144,10 @@ class Problem:
         unknown, missing = sorted(set(data) - known), sorted({"loss", "cost", "limit"} - set(data))
         if unknown or missing:
             raise ProblemError(f"problem with unknown keys {unknown} and missing keys {missing}")
-        return cls(**{**data, "rules": _read_rules(data.get("rules", {}))})
+        try:
+            return cls(**{**data, "rules": _read_rules(data.get("rules", {}))})
+        except (TypeError, AttributeError) as error:
+            raise ProblemError(f"loss, cost or limit do not read: {error}") from error
 
     def to_json(self) -> str:
         """One JSON object that `from_json` reads back to the same problem."""
@@ -262,8 +267,12 @@ def _integers(name: str, group: int, values: ArrayLike) -> Ints:
         raise ProblemError(f"{where} is ragged or not numbers: {error}") from error
     if raw.ndim != 1 or raw.size == 0:
         raise ProblemError(f"{where} has shape {raw.shape}; it needs (options,)")
-    if raw.dtype.kind == "O" and all(type(value) is int for value in raw):
-        raise ProblemError(f"{where} holds {max(raw, key=abs)}, beyond int64; use a larger unit")
+    if raw.dtype.kind in "Of" and isinstance(values, list | tuple):
+        # Lists that mix integers below and above 2**63 come as floats.
+        integers = [value for value in values if type(value) is int]
+        if len(integers) == len(values):
+            largest = max(integers, key=abs)
+            raise ProblemError(f"{where} holds {largest}, beyond int64; use a larger unit")
     if raw.dtype.kind not in "iu":
         raise ProblemError(f"{where} is {raw.dtype}, not integer: use bytes, nanoseconds")
     if raw.dtype.kind == "u" and int(raw.max()) >= 2**63:
@@ -276,6 +285,11 @@ def _integers(name: str, group: int, values: ArrayLike) -> Ints:
 
 
 def _read_rules(data: Mapping[str, Any]) -> Rules:
+    unknown = sorted(set(data) - set(Rules.__dataclass_fields__))
+    if unknown:
+        raise ProblemError(
+            f"unknown rules {unknown}; there are {sorted(Rules.__dataclass_fields__)}"
+        )
     try:
         return Rules(
             forbidden=tuple((g, o) for g, o in data.get("forbidden", ())),
@@ -324,7 +338,8 @@ class Solution:
     def from_json(cls, text: str) -> Solution:
         """Read what `to_json` wrote."""
         data = json.loads(text)
-        absent = {"loss": math.inf, "bound": -math.inf, "gap": math.inf}
+        least = math.inf if data["status"] == "infeasible" else -math.inf
+        absent = {"loss": math.inf, "bound": least, "gap": math.inf}
         for name, value in absent.items():
             data[name] = value if data[name] is None else data[name]
         picks = data["picks"]

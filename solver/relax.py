@@ -77,7 +77,7 @@ class _Master:
 
     def __init__(self, program: Program, loss_N: Floats, start_N: Ints | None) -> None:
         self.program, self.loss_N = program, loss_N
-        self.spread = _spread(program, loss_N) / program.groups or 1.0
+        self.spread = spread(program, loss_N) / program.groups or 1.0
         self.share_RN, self.room_R, self.unit_R = shares(program)
         self.columns: Ints = np.empty(0, dtype=np.int64)
         self.inside_N = np.zeros(program.columns, dtype=bool)
@@ -131,8 +131,8 @@ class _Master:
         """The best column of each group at a few prices of all rows together, and of each row."""
         program = self.program
         mean_N = self.share_RN.mean(axis=0) if len(program.rows) else np.zeros(program.columns)
-        spread = _spread(program, mean_N) / program.groups or 1.0
-        prices = self.spread / spread * np.array([0, 0.03, 0.1, 0.2, 0.4, 0.8, 1.6, 5, 1e6])
+        mean_spread = spread(program, mean_N) / program.groups or 1.0
+        prices = self.spread / mean_spread * np.array([0, 0.03, 0.1, 0.2, 0.4, 0.8, 1.6, 5, 1e6])
         tries_KN = [self.loss_N + price * mean_N for price in prices]
         if (program.cost_RN < 0).any():
             tries_KN += [self.loss_N + 1e6 * self.spread * row_N for row_N in self.share_RN]
@@ -198,7 +198,7 @@ def _counts(length_N: Ints) -> Ints:
     return np.arange(int(length_N.sum())) - np.repeat(np.cumsum(length_N) - length_N, length_N)
 
 
-def _spread(program: Program, value_N: Floats) -> float:
+def spread(program: Program, value_N: Floats) -> float:
     """Greatest minus least path."""
     least_K, _ = program.excess(value_N[None])
     minus_most_K, _ = program.excess(-value_N[None])
