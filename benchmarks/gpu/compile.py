@@ -79,7 +79,7 @@ class Report:
 
 def cases() -> list[Case]:
     """Every row of the launch table, at the shapes of Llama-3.1-8B where a shape matters."""
-    return [*_row_cases(), *_attention_cases(), *_product_cases()]
+    return [*_row_cases(), *_attention_cases(), *_product_cases(), *_unit_cases()]
 
 
 def _row_cases() -> Iterator[Case]:
@@ -154,6 +154,29 @@ def _product_cases() -> Iterator[Case]:
         uneven = _empty(4096, 1040, dtype), _empty(F, 1040, dtype)
         calls = gemm.gemm_calls(*uneven, scales=None)
         yield Case(f"gemm uneven {NAMES[dtype]}", calls[0], INSTRUCTIONS[dtype])
+
+
+def _unit_cases() -> Iterator[Case]:
+    """Sizes of one, which Triton compiles in as constants; and as many KV heads as heads."""
+    one, row, head = _empty(1, 1, BF16), _empty(1, FP32), _empty(1, 1, 1, 64, BF16)
+    yield Case("rmsnorm 1x1", rmsnorm.forward_call(one, one, one[0], eps=1e-6))
+    yield Case("rmsnorm 1x1 backward", rmsnorm.backward_call((one, one[0], row), one, one))
+    yield Case("rope 1x1", rope.rope_call(head, head[0], head[0], inverse=True))
+    yield Case("swiglu 1x1", swiglu.backward_call(one, one, one))
+    yield Case("relu2 1x1", relu2.backward_call(one, one))
+    yield Case("kl 1x1", kl.forward_call(one, one))
+    yield Case("kl 1x1 backward", kl.backward_call((one, one), (row, row), row))
+    yield Case("gemm 1x1", gemm.gemm_calls(one, one)[0])
+    yield Case("gemm 1x1 split", gemm.gemm_calls(_empty(1, 4096, BF16), _empty(1, 4096, BF16))[1])
+    yield Case("swiglu gemm 1x1", swiglu.gemm_call(one, (one, one)))
+    many = _empty(1, 32, 4096, 64, BF16)
+    for name, x in (("1x1", head), ("64 kv32", many)):
+        for window in (None, 1):
+            call = gqa_prefill.prefill_call(x, x, x, window=window, scale=None)
+            yield Case(f"gqa_prefill {name}{' window' * bool(window)}", call)
+            kv, lengths = (x, x), _empty(1, torch.int32)
+            calls = gqa_decode.decode_calls(x[:, :, 0], kv, lengths, window=window, scale=None)
+            yield Case(f"gqa_decode {name}{' window' * bool(window)}", calls[0])
 
 
 def _empty(*shape_and_dtype: int | torch.dtype) -> torch.Tensor:

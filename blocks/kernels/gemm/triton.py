@@ -73,7 +73,7 @@ def combine_kernel(
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     y = tl.zeros([BLOCK], tl.float32)
     for split in tl.static_range(SPLITS):
-        y += tl.load(part_ptr + split * size.to(tl.int64) + i, i < size, other=0.0)
+        y += tl.load(part_ptr + split * tl.cast(size, tl.int64) + i, i < size, other=0.0)
     if RELU2:
         y = tl.maximum(y, 0.0)
         y = y * y

@@ -8,6 +8,7 @@ from ..choice import Choice, Needs, choose
 from . import reference
 
 WIDEST = 256
+MOST_HEADS = 65535
 NEEDS = Needs(backward=False)
 
 
@@ -21,7 +22,7 @@ def gqa_prefill(
 ) -> torch.Tensor:
     """Attention of the last T of S tokens; token i sees j with i - window < j <= i.
 
-    H must be a multiple of K; `scale` is 1 / sqrt(d) unless given.
+    H must be a multiple of K; `scale` (positive) is 1 / sqrt(d) unless given.
     """
     if choice(q_BHTd, k_BKSd, v_BKSd).triton:
         from . import triton as kernel
@@ -36,6 +37,8 @@ def choice(q_BHTd: torch.Tensor, k_BKSd: torch.Tensor, v_BKSd: torch.Tensor) -> 
     obstacle = ""
     if q_BHTd.shape[-1] > WIDEST:
         obstacle = f"heads of {q_BHTd.shape[-1]} channels exceed the kernel's {WIDEST}"
+    if q_BHTd.shape[0] * q_BHTd.shape[1] > MOST_HEADS:
+        obstacle = f"a batch of more than {MOST_HEADS} heads exceeds the kernel's grid"
     if len({tensor.dtype for tensor in tensors}) > 1:
         obstacle = "q, k and v are of different types"
     return choose("gqa_prefill", tensors, NEEDS, obstacle=obstacle)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import triton
+from torch.autograd.function import once_differentiable
 from triton import language as tl
 
 from ..launch import LAUNCHES, Call, rows
@@ -122,6 +123,7 @@ class _KL(torch.autograd.Function):
         return done["kl_ptr"].view(child.shape[:-1])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         parent, child, parent_log, child_log = ctx.saved_tensors
         dkl = grads[0].float().contiguous().view(-1)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import triton
+from torch.autograd.function import once_differentiable
 from triton import language as tl
 
 from ..gemm.triton import gemm
@@ -62,6 +63,7 @@ class _ReLU2(torch.autograd.Function):
         return forward_call(flat).run()["y_ptr"]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
         (x,) = ctx.saved_tensors
         return backward_call(x, grads[0].contiguous()).run()["dx_ptr"]

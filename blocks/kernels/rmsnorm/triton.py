@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import triton
+from torch.autograd.function import once_differentiable
 from triton import language as tl
 
 from ..launch import SMS, Call, row_launch, rows
@@ -137,6 +138,7 @@ class _RMSNorm(torch.autograd.Function):
         return done["y_ptr"].view(x.shape)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (dy,) = grads
         dx, dweight = _gradients(ctx.saved_tensors, dy, None)
@@ -154,6 +156,7 @@ class _AddRMSNorm(torch.autograd.Function):
         return done["y_ptr"].view(x.shape), total.view(x.shape)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         dy, dtotal = grads
         dx, dweight = _gradients(ctx.saved_tensors, dy, dtotal)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import triton
+from torch.autograd.function import once_differentiable
 from triton import language as tl
 
 from ..launch import LAUNCHES, Call, strides
@@ -93,6 +94,7 @@ class _Rope(torch.autograd.Function):
         return _turn(x, cos, sin, inverse=False)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return _turn(grads[0], *ctx.saved_tensors, inverse=True), None, None
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import triton
+from torch.autograd.function import once_differentiable
 from triton import language as tl
 
 from ..gemm.triton import GROUP, gemm, tile_of
@@ -171,6 +172,7 @@ class _SwiGLU(torch.autograd.Function):
         return forward_call(gate_NF, up_NF).run()["y_ptr"].view(gate.shape)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, ...]:
         gate_NF, up_NF = ctx.saved_tensors
         (dy,) = grads
