@@ -24,6 +24,7 @@ from puzzle.solver.problem import Ints
 from puzzle.units import show
 
 NS = 1_000_000_000
+ALIKE = 0.8  # of the layers may hold the same block in two finalists
 
 # limit -> what a block takes of it, in whole bytes, parameters or nanoseconds
 USES: dict[str, Callable[[Cost], int]] = {
@@ -35,8 +36,11 @@ USES: dict[str, Callable[[Cost], int]] = {
 }
 
 
-def choose(menu: Menu) -> Choice:
-    """The child of least summed loss that keeps the budget.
+def choose(menu: Menu, count: int = 1) -> list[Choice]:
+    """The child of least summed loss that keeps the budget, then the next best that differ.
+
+    Each further child differs from every earlier one in a fifth of its layers; there may be fewer
+    than `count`.
 
     Raises:
         InfeasibleError: no child keeps it; names the limit that binds and the cheapest child.
@@ -46,14 +50,21 @@ def choose(menu: Menu) -> Choice:
     rooms = {batch: room for batch, room in rooms.items() if min(room.values()) >= 0}
     if not rooms:
         raise InfeasibleError(_why_infeasible(menu))
-    best, solution = solve_any([_problem(menu, batch, room) for batch, room in rooms.items()])
-    if solution.status == "infeasible":
+    problems = [_problem(menu, batch, room) for batch, room in rooms.items()]
+    found: list[Choice] = []
+    while len(found) < count:
+        best, solution = solve_any(problems)
+        if solution.picks is None:
+            break
+        blocks = [list(options)[pick] for options, pick in zip(menu.losses, solution.picks)]
+        proof = {name: getattr(solution, name) for name in ("status", "proof", "gap", "seconds")}
+        found.append(menu.choice(blocks, list(rooms)[best], proof))
+        problems = [problem.unlike(solution.picks, ALIKE) for problem in problems]
+    if not found and solution.status == "infeasible":
         raise InfeasibleError(_why_infeasible(menu))
-    if solution.picks is None:
+    if not found:
         raise PuzzleError(f"budget {menu.budget.name}: {solution.message}")
-    blocks = [list(options)[pick] for options, pick in zip(menu.losses, solution.picks)]
-    proof = {field: getattr(solution, field) for field in ("status", "proof", "gap", "seconds")}
-    return menu.choice(blocks, list(rooms)[best], proof)
+    return found
 
 
 def _room(menu: Menu, batch: int) -> dict[str, int]:

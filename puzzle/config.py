@@ -75,6 +75,12 @@ class Scoring(StrictModel):
     samples: PositiveInt = 8
 
 
+class Choose(StrictModel):
+    """How many of the best children by their scores are measured; 1 trusts the scores."""
+
+    finalists: PositiveInt = 16
+
+
 class Evaluate(StrictModel):
     """How many multiple-choice questions of the embedded set are asked, 1000 at most."""
 
@@ -105,6 +111,7 @@ class Config(StrictModel):
     space: Space = Space()
     distill: Distill = Distill()
     score: Scoring = Scoring()
+    choose: Choose = Choose()
     heal: Heal = Heal()
     evaluate: Evaluate = Evaluate()
 

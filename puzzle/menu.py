@@ -25,6 +25,7 @@ class Choice:
     prediction: Prediction
     shares: dict[str, float]  # of each limit, how much is used
     proof: dict[str, Any]
+    measured_kl: float | None = None  # on the scoring split, once it has been tried
 
     def architecture(self, parent: str) -> Architecture:
         """The blocks as an architecture of this parent."""

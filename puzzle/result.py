@@ -125,6 +125,20 @@ class Result:
         return pd.DataFrame(self.run.load(records.costs(self.hardware, self.name)))
 
     @cached_property
+    def finalists(self) -> pd.DataFrame:
+        """The best children by their scores: loss (their sum), measured_kl, throughput, blocks."""
+        rows = [
+            {
+                "loss": finalist["loss"],
+                "measured_kl": finalist["measured_kl"],
+                "tokens_per_s": finalist["prediction"]["tokens_per_s"],
+                "blocks": " ".join(finalist["blocks"]),
+            }
+            for finalist in self.solution["finalists"]
+        ]
+        return pd.DataFrame(rows)
+
+    @cached_property
     def healing(self) -> pd.DataFrame:
         """One row a step of the healing: its cosine and KL losses."""
         return pd.DataFrame(self.run.info(records.child(self.name, "healed"))["losses"])
@@ -167,9 +181,10 @@ class Result:
         measured = self._evaluation("child").get("kl")
         return (
             f"{binding} binds: its limit is used to {shares[binding]:.1%}{others}. "
-            f"The choice is {proof['status']} (proof: {proof['proof']}). Its scores sum to a KL of "
-            f"{self.predicted_kl:.3f}"
-            + (f"; the child's own, before healing, is {measured:.3f}." if measured else ".")
+            f"Of {len(self.finalists)} finalists by integer programming ({proof['status']}, proof: "
+            f"{proof['proof']}) the child is nearest to the parent: its scores sum to a KL of "
+            f"{self.predicted_kl:.3f}, measured {child['measured_kl']:.3f}"
+            + (f", on the evaluation text {measured:.3f}." if measured else ".")
         )
 
     def summary(self) -> str:

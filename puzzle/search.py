@@ -3,7 +3,8 @@
 1. Trace    the parent's residual streams and Fisher gradients, one layer in memory at a time.
 2. Distill  every variant of every layer on its own, from those streams: the block library.
 3. Score    every composed block: the KL it would cost to put it into the parent.
-4. Choose   one block per layer, the least summed score within the budget, by integer programming.
+4. Choose   one block per layer, the least summed score within the budget, by integer programming;
+            the best few are measured, and the nearest to the parent is the child.
 5. Heal     the assembled child by global knowledge distillation from the parent.
 6. Evaluate the parent, the uniform child and the child, before and after healing.
 7. Export   the child as a checkpoint that engines load, and write the report.
@@ -43,6 +44,7 @@ from puzzle.run import CONFIG, Run, fingerprint
 from puzzle.score import losses, score
 from puzzle.space import halves, layer_blocks
 from puzzle.trace import trace
+from puzzle.trial import trial
 
 
 def search(
@@ -84,7 +86,7 @@ def solve(out: str | Path, budget: str) -> Result:
         parent = open_parent(config.model, config.dtype)
         space = layer_blocks(parent.blocks, config.space, config.target)
         menu = _menu(parent, losses(run, space), load_budget(budget))
-        _choose(run, parent, menu)
+        _choose(Library(run, parent), menu, config.choose.finalists)
         return Result(run, menu.budget.name)
 
 
@@ -112,7 +114,7 @@ def _search(run: Run, config: Config) -> Result:
         score(run, library, space, (traced, made))
     with run.stage("choose"):
         menu = _menu(parent, losses(run, space), budget)
-        choice, plain = _choose(run, parent, menu)
+        choice, plain = _choose(library, menu, config.choose.finalists)
     with run.stage("heal"):
         teacher, child = assemble(library, parent.blocks), assemble(library, choice.blocks)
         inputs = fingerprint(made, choice.as_record()["blocks"], config.heal.model_dump())
@@ -164,23 +166,24 @@ def _require_feasible(parent: Parent, space: Sequence[Sequence[Block]], budget: 
     choose(_menu(parent, [dict.fromkeys(blocks, 0.0) for blocks in space], budget))
 
 
-def _choose(run: Run, parent: Parent, menu: Menu) -> tuple[Choice, Choice | None]:
-    """The child, and the uniform child it must beat; both are written down with their menu."""
-    choice, plain = choose(menu), uniform(menu)
-    name = menu.budget.name
+def _choose(library: Library, menu: Menu, count: int) -> tuple[Choice, Choice | None]:
+    """The child and the uniform child it must beat: of the best by scores, the best measured."""
+    finalists = trial(library, choose(menu, count))
+    plain = next(iter(trial(library, uniform(menu)[:count])), None)
+    run, parent, name = library.run, library.parent, menu.budget.name
+    own = {"blocks": [str(block) for block in parent.blocks], "prediction": asdict(menu.parent)}
     record = {
         "budget": menu.budget.model_dump(mode="json"),
         "limits": menu.limits.stated(),
         "models": {
-            "parent": {
-                "blocks": [str(block) for block in parent.blocks],
-                "prediction": asdict(menu.parent),
-            },
+            "parent": own,
             **({"uniform": plain.as_record()} if plain else {}),
-            "child": choice.as_record(),
+            "child": finalists[0].as_record(),
         },
+        "finalists": [choice.as_record() for choice in finalists],
     }
     run.save(records.solution(name), record, fingerprint(record))
     run.save(records.costs(menu.budget.hardware, name), menu.prices.rows(), fingerprint(name))
-    run.write_text(f"solutions/{name}.txt", str(choice.architecture(parent.name)))
-    return choice, plain
+    architecture = finalists[0].architecture(parent.name)
+    run.write_text(f"{records.solution(name)}.txt", str(architecture))
+    return finalists[0], plain

@@ -76,7 +76,7 @@ def test_the_choice_is_brute_forces_and_keeps_every_limit(
     rows: dict[str, object], seed: int
 ) -> None:
     asked = menu(seed, **rows)
-    chosen = choose(asked)
+    chosen = choose(asked)[0]
     assert chosen.loss == pytest.approx(brute_force(asked), abs=1e-9)
     assert asked.limits.allow(chosen.prediction)
     assert chosen.prediction == asked.serve(chosen.blocks, chosen.prediction.batch)
@@ -84,7 +84,7 @@ def test_the_choice_is_brute_forces_and_keeps_every_limit(
 
 
 def test_a_loose_budget_keeps_the_parent() -> None:
-    chosen = choose(menu(limits={"params": "1x"}))
+    chosen = choose(menu(limits={"params": "1x"}))[0]
     assert chosen.blocks == (BLOCKS[0],) * 4
     assert chosen.loss == 0
 
@@ -115,8 +115,7 @@ def test_limits_that_conflict_only_together_say_so() -> None:
 
 def test_the_uniform_child_is_the_best_single_block_that_keeps_the_budget() -> None:
     asked = menu(targets={"throughput": "1.2x"})
-    plain = uniform(asked)
-    assert plain is not None
+    plain = uniform(asked)[0]
     assert len(set(plain.blocks)) == 1
     assert asked.limits.allow(plain.prediction)
     best = min(
@@ -125,8 +124,25 @@ def test_the_uniform_child_is_the_best_single_block_that_keeps_the_budget() -> N
         if any(asked.limits.allow(asked.serve([block] * 4, b)) for b in asked.prices.blocks)
     )
     assert plain.loss == pytest.approx(best)
-    assert choose(asked).loss <= plain.loss
+    assert choose(asked)[0].loss <= plain.loss
 
 
 def test_without_a_uniform_child_there_is_none() -> None:
-    assert uniform(menu(targets={"throughput": "40x"})) is None
+    assert uniform(menu(targets={"throughput": "40x"})) == []
+
+
+def test_finalists_are_in_order_differ_and_all_keep_the_budget() -> None:
+    asked = menu(targets={"throughput": "1.2x"})
+    finalists = choose(asked, 5)
+    losses = [choice.loss for choice in finalists]
+    assert len(finalists) == 5
+    assert losses == sorted(losses)
+    for one, other in itertools.combinations(finalists, 2):
+        assert sum(a == b for a, b in zip(one.blocks, other.blocks)) <= 3  # .8 of four layers
+    assert all(asked.limits.allow(choice.prediction) for choice in finalists)
+
+
+def test_there_may_be_fewer_finalists_than_asked_for() -> None:
+    asked = menu(targets={"throughput": "1.2x"})
+    everything = choose(asked, 10_000)
+    assert 5 < len(everything) < 5**4
