@@ -11,7 +11,7 @@ from pydantic import Field, PlainSerializer, PlainValidator, PositiveInt
 from puzzle import units
 from puzzle.errors import PuzzleError
 from puzzle.hardware import devices
-from puzzle.hardware.devices import Device, Dtype
+from puzzle.hardware.devices import Device, Dtype, Weights
 from puzzle.strict_yaml import StrictModel, did_you_mean, load_yaml_model
 from puzzle.units import Quantity, Relative
 
@@ -57,7 +57,7 @@ class Workload(StrictModel):
     prompt_tokens: PositiveInt
     new_tokens: PositiveInt
     batches: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]  # the best that fits
-    weights: Dtype = "bfloat16"
+    weights: Weights = "bfloat16"
     kv: Dtype = "bfloat16"
 
     @property

@@ -106,6 +106,33 @@ def budgets() -> None:
 
 
 @app.command()
+def estimate(
+    model: Annotated[str, typer.Option(help="A config.json, architecture file, or shipped name.")],
+    hardware: Annotated[str, typer.Option(help="A device, like h100-sxm.")] = "h100-sxm",
+    workload: Annotated[str, typer.Option(help="Prompt/new tokens.")] = "128/1024",
+    gpus: Annotated[int, typer.Option(help="Over how many every layer is split.")] = 1,
+    dtypes: Annotated[str, typer.Option(help="Weights/cache, like int4/bfloat16.")] = "",
+    costs: Annotated[str, typer.Option(help="roofline, public, or a measured table.")] = "roofline",
+    reserve: Annotated[str, typer.Option(help="Memory left alone on each GPU.")] = "2 GB",
+) -> None:
+    """Predict memory, throughput and latency of a model from its sizes, without weights."""
+    from puzzle.hardware.estimate import estimate as estimate_for
+
+    found = estimate_for(
+        model, hardware, workload, gpus=gpus, dtypes=dtypes, costs=costs, reserve=reserve
+    )
+    facts = Table(show_header=False, box=None, pad_edge=False)
+    for what, value in found.facts():
+        facts.add_row(what, escape(value))
+    batches = Table("batch", "per GPU", "first token", "per token", "cache", box=None)
+    for row in found.table():
+        batches.add_row(*row)
+    Console().print(facts, "", batches)
+    for warning in found.warnings():
+        typer.echo(f"warning: {warning}", err=True)
+
+
+@app.command()
 def doctor() -> None:
     """Print versions, devices, and what is available here or why not."""
     from puzzle.doctor import checkup

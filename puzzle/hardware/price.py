@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from puzzle.blocks.variant import Block
 from puzzle.budget import Budget
 from puzzle.export.targets import served
+from puzzle.hardware import source as sources
 from puzzle.hardware.cost import Cost
 from puzzle.hardware.roofline import block_cost, outside_cost
+from puzzle.hardware.source import EXTRAPOLATED, Source
 from puzzle.shape import Shape
+
+ROOFLINE = frozenset({"roofline of static batches"})
+Priced = tuple[Cost, frozenset[str]]  # a cost, and where its seconds come from
+Ask = Callable[[Block | None, int], Priced]  # of a block, or what lies outside, and a batch
 
 
 @dataclass(frozen=True)
@@ -20,6 +27,7 @@ class Prices:
 
     blocks: dict[int, dict[Block, Cost]]
     outside: dict[int, Cost]
+    origins: dict[tuple[int, str], frozenset[str]] = field(default_factory=dict)
 
     def total(self, blocks: Iterable[Block], batch: int) -> Cost:
         """What a whole model costs whose layers hold `blocks`."""
@@ -28,32 +36,76 @@ class Prices:
     def rows(self) -> list[dict[str, Any]]:
         """One row a batch and block (`outside` for the rest of the model), as tables want them."""
         return [
-            {"batch": batch, "block": str(block), **asdict(cost)}
+            {
+                "batch": batch,
+                "block": str(block),
+                **asdict(cost),
+                "source": ", ".join(sorted(self.origins.get((batch, str(block)), ROOFLINE))),
+            }
             for batch, costs in self.blocks.items()
             for block, cost in [("outside", self.outside[batch]), *costs.items()]
         ]
 
 
-def price(shape: Shape, family: str, space: Sequence[Sequence[Block]], budget: Budget) -> Prices:
-    """Price every block of the space by roofline, as the serving format will hold it.
+def price(
+    shape: Shape,
+    family: str,
+    space: Sequence[Sequence[Block]],
+    budget: Budget,
+    source: Source | None = None,
+) -> Prices:
+    """Price every block of the space as the serving format will hold it, in static batches.
+
+    Seconds are the roofline's unless a source is given. A warning says how many of them lie beyond
+    what that source measured; `Prices.rows` says which.
 
     Raises:
         PuzzleError: the workload is longer than the parent's positions.
     """
-    workload, device = budget.workload, budget.device
-    workload.check_positions(shape.max_positions)
+    budget.workload.check_positions(shape.max_positions)
+    ask = _roofline(shape, budget) if source is None else _of(source)
     blocks = dict.fromkeys(block for layer in space for block in layer)
+    inside: dict[int, dict[Block, Cost]] = {batch: {} for batch in budget.workload.batches}
+    outside: dict[int, Cost] = {}
+    origins: dict[tuple[int, str], frozenset[str]] = {}
+    for batch, costs in inside.items():
+        outside[batch], origins[batch, "outside"] = ask(None, batch)
+        for block in blocks:
+            costs[block], origins[batch, str(block)] = ask(served(family, block), batch)
+    _warn_beyond(origins)
+    return Prices(inside, outside, origins)
 
-    def cost(block: Block, batch: int) -> Cost:
-        return block_cost(
-            shape, served(family, block), workload=workload, batch=batch, device=device
+
+def _roofline(shape: Shape, budget: Budget) -> Ask:
+    """The static roofline, which the search uses unless told otherwise."""
+
+    def ask(block: Block | None, batch: int) -> Priced:
+        workload, device = budget.workload, budget.device
+        if block is None:
+            cost = outside_cost(shape, workload=workload, batch=batch, device=device)
+        else:
+            cost = block_cost(shape, block, workload=workload, batch=batch, device=device)
+        return cost, ROOFLINE
+
+    return ask
+
+
+def _of(source: Source) -> Ask:
+    def ask(block: Block | None, batch: int) -> Priced:
+        if block is None:
+            return sources.outside_cost(source, batch)
+        return sources.block_cost(source, block, batch)
+
+    return ask
+
+
+def _warn_beyond(origins: dict[tuple[int, str], frozenset[str]]) -> None:
+    beyond = [
+        name for origin in origins.values() for name in origin if name.startswith(EXTRAPOLATED)
+    ]
+    if beyond:
+        warnings.warn(
+            f"{len(beyond)} of {len(origins)} prices lie {beyond[0]}'s measurements and are "
+            "extrapolated; profile larger batches or lengths to measure them",
+            stacklevel=3,
         )
-
-    prices: dict[int, dict[Block, Cost]] = {
-        batch: {block: cost(block, batch) for block in blocks} for batch in workload.batches
-    }
-    outside = {
-        batch: outside_cost(shape, workload=workload, batch=batch, device=device)
-        for batch in workload.batches
-    }
-    return Prices(prices, outside)

@@ -11,13 +11,21 @@ weight, a bytes of an activation, c bytes of a cached number.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from puzzle.blocks.variant import FFN, GQA, AttentionVariant, Block, FFNVariant, LinearMap, NoOp
 from puzzle.budget import Workload
 from puzzle.hardware.cost import NOTHING, Cost
-from puzzle.hardware.devices import BYTES, Device, Dtype
+from puzzle.hardware.devices import (
+    BYTES,
+    Device,
+    Dtype,
+    Weights,
+    arithmetic,
+    bytes_per_weight,
+)
 from puzzle.shape import Shape
 
 
@@ -38,18 +46,18 @@ class _Pass:
     def prefill(cls, workload: Workload, batch: int, window: int | None = None) -> _Pass:
         """Token t of a prompt sees min(t, window) positions; the keys are read once."""
         prompt = workload.prompt_tokens
-        pairs = _sum_of_contexts(0, prompt, window)
+        pairs = sum_of_contexts(0, prompt, window)
         return cls(batch * prompt, batch * pairs, batch * prompt, times=1)
 
     @classmethod
     def decode(cls, workload: Workload, batch: int, window: int | None = None) -> _Pass:
         """New token t sees min(P + t, window) positions."""
         new = workload.new_tokens
-        context = _sum_of_contexts(workload.prompt_tokens, new, window) / new
+        context = sum_of_contexts(workload.prompt_tokens, new, window) / new
         return cls(batch, batch * context, batch * context, times=new)
 
 
-def _sum_of_contexts(before: int, tokens: int, window: int | None) -> int:
+def sum_of_contexts(before: int, tokens: int, window: int | None) -> int:
     """sum over t = 1..tokens of min(before + t, window)."""
     growing = tokens if window is None else min(tokens, max(0, window - before))
     full = (tokens - growing) * (window or 0)
@@ -95,11 +103,11 @@ class _Meter:
         compute_s = flops / self.device.attention_flops_per_s(dtype)
         return max(compute_s, moved / self.device.bytes_per_s) + self.device.launch_s
 
-    def _gemm(self, size_in: int, size_out: int, dtype: Dtype) -> float:
+    def _gemm(self, size_in: int, size_out: int, weights: Weights) -> float:
         flops = 2 * self.rows * size_in * size_out
-        moved = size_in * size_out * BYTES[dtype]
+        moved = size_in * size_out * bytes_per_weight(weights)
         moved += self.rows * (size_in + size_out) * self.activation_bytes
-        compute_s = flops / self.device.gemm_flops_per_s(dtype)
+        compute_s = flops / self.device.gemm_flops_per_s(arithmetic(weights))
         return max(compute_s, moved / self.device.bytes_per_s) + self.device.launch_s
 
 
@@ -230,4 +238,5 @@ def _ffn_s(shape: Shape, variant: FFN | LinearMap, meter: _Meter) -> float:
 
 def _cost(params: int, workload: Workload, seconds: list[float], kv_bytes: int = 0) -> Cost:
     prefill_s, decode_s = seconds
-    return Cost(params, params * BYTES[workload.weights], kv_bytes, prefill_s, decode_s)
+    weight_bytes = math.ceil(params * bytes_per_weight(workload.weights))
+    return Cost(params, weight_bytes, kv_bytes, prefill_s, decode_s)
