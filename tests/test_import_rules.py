@@ -16,7 +16,17 @@ import puzzle.solver
 
 STAGES = {
     f"puzzle.{stage}"
-    for stage in ("trace", "distill", "score", "choose", "assemble", "heal", "evaluate", "report")
+    for stage in (
+        "trace",
+        "distill",
+        "score",
+        "choose",
+        "trial",
+        "assemble",
+        "heal",
+        "evaluate",
+        "report",
+    )
 }
 
 
