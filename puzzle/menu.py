@@ -12,6 +12,7 @@ from puzzle.blocks.variant import Block
 from puzzle.budget import Budget, Limits
 from puzzle.hardware.price import Prices
 from puzzle.hardware.throughput import Prediction, predict
+from puzzle.run import fingerprint
 
 Losses = Sequence[Mapping[Block, float]]  # per layer, the loss of each block it may hold
 
@@ -31,6 +32,12 @@ class Choice:
         """The blocks as an architecture of this parent."""
         return Architecture(parent, self.blocks)
 
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Choice:
+        """What `as_record` wrote."""
+        blocks = tuple(map(Block.parse, record["blocks"]))
+        return cls(**{**record, "blocks": blocks, "prediction": Prediction(**record["prediction"])})
+
     def as_record(self) -> dict[str, Any]:
         """The choice as JSON holds it."""
         return {**asdict(self), "blocks": [str(block) for block in self.blocks]}
@@ -49,6 +56,11 @@ class Menu:
     def limits(self) -> Limits:
         """The budget in numbers, relative to the parent."""
         return self.budget.resolve(self.parent)
+
+    def digest(self) -> str:
+        """Identifies all of it by a hash."""
+        losses = [{str(block): loss for block, loss in layer.items()} for layer in self.losses]
+        return fingerprint(losses, self.prices.rows(), self.budget.model_dump(mode="json"))
 
     def serve(self, blocks: Sequence[Block], batch: int) -> Prediction:
         """What a child of these blocks comes to at this batch."""

@@ -69,7 +69,7 @@ class Result:
     def __init__(self, run: Run, name: str) -> None:
         self.run, self.name = run, name
         self.solution: dict[str, Any] = run.load(records.solution(name))
-        self.models: dict[str, Any] = self.solution["models"]
+        self.models = {name: model for name, model in self.solution["models"].items() if model}
 
     @property
     def hardware(self) -> str:
@@ -155,7 +155,7 @@ class Result:
         found = {
             title: _column(self.served(model), self._evaluation(model))
             for model, title in COLUMNS.items()
-            if model != "uniform" or model in self.models
+            if model == "healed" or model in self.models
         }
         return pd.DataFrame(found, index=list(ROWS)).astype(float)
 

@@ -17,7 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from puzzle import corpus, records
 from puzzle.assemble import assemble, from_weights
@@ -122,21 +124,18 @@ def _search(run: Run, config: Config) -> Result:
         healed = heal(course, child, teacher, texts["calibration"], config.heal)
     with run.stage("evaluate"):
         questions = corpus.accuracy_items()[: config.evaluate.items]
-        asked = fingerprint(inputs, corpus.digest(texts["evaluation"]), len(questions))
+        examine = partial(
+            evaluate,
+            parent=teacher,
+            tokens=texts["evaluation"],
+            tokenizer=parent.tokenizer,
+            items=questions,
+        )
+        asked = fingerprint(inputs, corpus.digest(texts["evaluation"]), len(questions), str(plain))
 
         def judge(name: str, model: Callable[[], PuzzleForCausalLM]) -> None:
-            def marks() -> dict[str, float]:
-                return asdict(
-                    evaluate(
-                        model(),
-                        teacher,
-                        texts["evaluation"],
-                        tokenizer=parent.tokenizer,
-                        items=questions,
-                    )
-                )
-
-            run.remember(records.evaluation(budget.name, name), asked, marks)
+            name = records.evaluation(budget.name, name)
+            run.remember(name, asked, lambda: asdict(examine(model())))
 
         judge("parent", lambda: teacher)
         if plain:
@@ -167,23 +166,27 @@ def _require_feasible(parent: Parent, space: Sequence[Sequence[Block]], budget: 
 
 
 def _choose(library: Library, menu: Menu, count: int) -> tuple[Choice, Choice | None]:
-    """The child and the uniform child it must beat: of the best by scores, the best measured."""
-    finalists = trial(library, choose(menu, count))
-    plain = next(iter(trial(library, uniform(menu)[:count])), None)
-    run, parent, name = library.run, library.parent, menu.budget.name
-    own = {"blocks": [str(block) for block in parent.blocks], "prediction": asdict(menu.parent)}
-    record = {
-        "budget": menu.budget.model_dump(mode="json"),
-        "limits": menu.limits.stated(),
-        "models": {
-            "parent": own,
-            **({"uniform": plain.as_record()} if plain else {}),
-            "child": finalists[0].as_record(),
-        },
-        "finalists": [choice.as_record() for choice in finalists],
-    }
-    run.save(records.solution(name), record, fingerprint(record))
-    run.save(records.costs(menu.budget.hardware, name), menu.prices.rows(), fingerprint(name))
-    architecture = finalists[0].architecture(parent.name)
-    run.write_text(f"{records.solution(name)}.txt", str(architecture))
-    return finalists[0], plain
+    """The child, and the uniform child it must beat: of the best by scores, the best measured."""
+    run, parent, budget = library.run, library.parent, menu.budget
+
+    def record() -> dict[str, Any]:
+        own = {"blocks": [str(block) for block in parent.blocks], "prediction": asdict(menu.parent)}
+        finalists = [choice.as_record() for choice in trial(library, choose(menu, count))]
+        plain = [choice.as_record() for choice in trial(library, uniform(menu)[:count])]
+        return {
+            "budget": budget.model_dump(mode="json"),
+            "models": {
+                "parent": own,
+                "uniform": next(iter(plain), None),
+                "child": finalists[0],
+            },
+            "finalists": finalists,
+        }
+
+    inputs = fingerprint("solution", menu.digest(), count)
+    models = run.remember(records.solution(budget.name), inputs, record)["models"]
+    choice = Choice.from_record(models["child"])
+    costs = records.costs(budget.hardware, budget.name)
+    run.remember(costs, inputs, menu.prices.rows)
+    run.write_text(f"{records.solution(budget.name)}.txt", str(choice.architecture(parent.name)))
+    return choice, models["uniform"] and Choice.from_record(models["uniform"])

@@ -16,6 +16,7 @@ import itertools
 import math
 import time
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,6 @@ from numpy.typing import NDArray
 from puzzle.solver.problem import Floats, Ints
 from puzzle.solver.program import Program
 
-HASH = np.random.default_rng(1).integers(1, 2**62, 256) | 1
 DROPS = (0.5, 2.0)  # how far below the best the pool's bounds lie, in gaps to the cutoff
 POOL = 128  # multipliers in the pool
 SAMPLE = 64  # states on which the pool's bounds are tried
@@ -231,11 +231,17 @@ def _together(parts: list[States], rows: int) -> States:
     )
 
 
+@cache
+def _odd_numbers(count: int) -> Ints:
+    """Fixed random factors that tell rests apart by one product."""
+    return np.random.default_rng(1).integers(1, 2**62, count) | 1
+
+
 def _distinct(states: States) -> States:
     """Of states with equal rests the one that loses least, the first of those that tie."""
     if len(states) < 2:
         return states
-    hash_S = states.rest_SR @ HASH[: states.rest_SR.shape[1]]
+    hash_S = states.rest_SR @ _odd_numbers(states.rest_SR.shape[1])
     order = np.lexsort((states.loss_S, hash_S))
     hash_S, rest_SR = hash_S[order], states.rest_SR[order]
     equal = (hash_S[1:] == hash_S[:-1]) & (rest_SR[1:] == rest_SR[:-1]).all(axis=1)

@@ -80,7 +80,7 @@ def test_a_problem_of_your_own_is_solved_or_refused(run, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["search", "--budget", "h100-gpu1"], "did you mean 'h100-1gpu'?"),
+        (["search", "--budget", "h100-1gp"], "did you mean 'h100-1gpu'?"),
         (["search", "--set", "heal.token=3"], "did you mean 'tokens'?"),
         (["search", "--model", "./nowhere"], "neither a folder here nor a model"),
         (["search", "--config", "nowhere.yaml"], "cannot be read"),
