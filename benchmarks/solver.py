@@ -4,8 +4,8 @@ PATH is the python of a virtual environment of its own with `pip install mip`; w
 is left out. Every solve runs in a process of its own (`solver_peers.py`). Rows are written as they
 finish and are not measured again; delete `results/solver.json` to start over.
 
-Limits in the grid are CPU seconds. A peer that reaches its limit is counted with that: its ratio is a
-lower bound (`finished` false).
+Limits in the grid are CPU seconds. A peer that reaches its limit is counted with that: its ratio is
+a lower bound (`finished` false).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from puzzle.solver.verify import totals
 
 Row = dict[str, Any]
 HERE = Path(__file__).parent
-WALL_S, PEER_S = 600.0, 20.0  # limits in the grid: wall clock of all, CPU of a peer
+WALL_S, PEER_S = 600.0, 10.0  # limits in the grid: wall clock of all, CPU of a peer
 HARD_S = 10.0  # wall clock of all on the correlated kind
 SMALL = ("16x15", "36x8", "32x54", "80x54", "126x54", "80x(6+9)")
 GRID = [
@@ -98,6 +98,8 @@ class Bench:
             raise RuntimeError(f"{solver}: {run.stderr.strip()[-500:]}")
         found = json.loads(run.stdout.strip().splitlines()[-1])
         picks = found.pop("picks")
+        if not math.isfinite(found["bound"] or 0.0):
+            found["bound"] = None
         if picks is not None:
             checked = totals(problem, picks)
             found |= {"loss": checked.loss, "broken": list(checked.broken)}
@@ -309,7 +311,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("--mip-python", help="python of an environment with python-mip")
     bench = Bench(arguments.parse_args().mip_python)
-    for part in (million, batch_list, random_problems, correlated, grid, frontiers):
+    for part in (million, batch_list, random_problems, frontiers, grid, correlated):
         part(bench)
 
 

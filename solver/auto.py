@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -97,36 +98,40 @@ def enumerated(
 
     Limits on names are ignored: the bound holds with them, the columns may break them.
     """
-    columns, loss, bound = None, cutoff, relaxation.bound
-    rounding, most = _rounding(program, relaxation), -program.paths(-program.loss_N[None])[1][0, 0]
+    least, most = relaxation.bound, -program.paths(-program.loss_N[None])[1][0, 0]
+    allowed = partial(_allowed, _rounding(program, relaxation), gap)
+    columns, loss, bound = None, cutoff, least
     width, beam, proven = _first_width(program, relaxation), BEAM, False
     while not proven and time.perf_counter() < deadline:
-        ceiling = loss - max(rounding, gap * abs(loss)) if math.isfinite(loss) else math.inf
-        target = min(relaxation.bound + width, ceiling)
-        if relaxation.bound + width > most:
-            target = ceiling
-        reduced = reduce(program, relaxation.excess_N, target - relaxation.bound)
+        ceiling = loss - allowed(loss)
+        target = min(least + width, ceiling) if least + width <= most else ceiling
+        reduced = reduce(program, relaxation.excess_N, target - least)
         search = Search(reduced.program, relaxation.multiplier_R, target - reduced.loss)
-        beam = min(beam, EXPANSIONS // search.widest)
+        ample = min(largest, EXPANSIONS // search.widest)
+        beam = min(beam, ample)
         found = search.run(beam, deadline)
         # The search's cutoff is on bounds: what it finds may still lose more than the best known.
         if found.columns is not None and found.loss + reduced.loss < loss:
             columns, loss = reduced.original(found.columns), found.loss + reduced.loss
-        lost = found.lost + reduced.loss
-        bound = max(bound, min(lost, target))
-        proven = bound >= loss - max(rounding, gap * abs(loss)) or bound == math.inf
-        if lost < target and not proven:
-            far = loss - relaxation.bound > HOPELESS * (min(lost, target) - relaxation.bound)
-            if beam >= min(largest, EXPANSIONS // search.widest) or (far and beam > BEAM):
+        reached = min(found.lost + reduced.loss, target)
+        bound = max(bound, reached)
+        proven = bound >= loss - allowed(loss) or bound == math.inf
+        if reached < target and not proven:
+            hopeless = beam > BEAM and loss - least > HOPELESS * (reached - least)
+            if beam == ample or hopeless:
                 break
-            beam = min(largest, beam * (2 if columns is None else GROWTH))
-        if lost >= target or columns is None:
+            beam *= 2 if columns is None else GROWTH
+        if reached >= target or columns is None:
             width *= 2
-    bound = min(bound, loss)
     if not proven:
-        return Answer(columns, bound, "none")
-    by_bound = columns is not None and loss - relaxation.bound <= rounding
-    return Answer(columns, bound if gap else loss, "lagrangian" if by_bound else "dp")
+        return Answer(columns, min(bound, loss), "none")
+    by_bound = columns is not None and loss - least <= allowed(loss)
+    return Answer(columns, min(bound, loss) if gap else loss, "lagrangian" if by_bound else "dp")
+
+
+def _allowed(rounding: float, gap: float, loss: float) -> float:
+    """How far the bound may stay below a loss that counts as proven."""
+    return max(rounding, gap * abs(loss)) if math.isfinite(loss) else 0.0
 
 
 def _first_width(program: Program, relaxation: Relaxation) -> float:

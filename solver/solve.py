@@ -59,27 +59,26 @@ def solve_any(
     programs = [program_of(problem) for problem in problems]
     starts = _bounded_alike(programs)
     bounds = [start.bound for start in starts]
-    best, best_answer, best_loss, note = -1, Answer(None, math.inf, "lagrangian"), math.inf, ""
+    answers: dict[int, tuple[Answer, str]] = {}
+    best, best_loss = -1, math.inf
     for index in sorted(range(len(problems)), key=lambda i: (bounds[i], i)):
         # An earlier problem may tie, so its answers as good as the best are looked for too.
         cutoff = best_loss if index > best else best_loss + 1e-12 * abs(best_loss)
         if bounds[index] >= cutoff:
             continue
         deadline = begin + time_limit_s
-        answer, found_note = _answer(backend, programs[index], starts[index], deadline, gap, cutoff)
-        bounds[index] = answer.bound
-        if answer.columns is None:
-            continue
-        loss = totals(problems[index], programs[index].picks(answer.columns)).loss
-        if (loss, index) < (best_loss, best):
-            best, best_answer, best_loss, note = index, answer, loss, found_note
+        answer, note = _answer(backend, programs[index], starts[index], deadline, gap, cutoff)
+        answers[index], bounds[index] = (answer, note), answer.bound
+        if answer.columns is not None:
+            picks = programs[index].picks(answer.columns)
+            loss = totals(problems[index], picks).loss
+            best_loss, best = min((loss, index), (best_loss, best))
     if best < 0:
-        open_ones = [i for i, bound in enumerate(bounds) if bound < math.inf]
-        best = open_ones[0] if open_ones else 0
-        best_answer = Answer(None, bounds[best], "none" if open_ones else "lagrangian")
-    elif min(bounds) < best_loss - max(gap, 1e-9) * abs(best_loss):
-        best_answer = replace(best_answer, bound=min(bounds), proof="none")
-    return best, report(problems[best], programs[best], best_answer, begin, note=note)
+        best = next((i for i, bound in enumerate(bounds) if bound < math.inf), 0)
+    answer, note = answers.get(best, (Answer(None, math.inf, "lagrangian"), ""))
+    if answer.columns is not None and min(bounds) < best_loss - max(gap, 1e-9) * abs(best_loss):
+        answer = replace(answer, bound=min(bounds), proof="none")
+    return best, report(problems[best], programs[best], answer, begin, note=note)
 
 
 def report(
