@@ -44,8 +44,7 @@ def measure(library: Library, children: Sequence[Blocks]) -> list[float]:
             prefix: _forward(library, layer, prefix[-1], streams[prefix[:-1]])
             for prefix in prefixes
         }
-    head, wanted = library.parent.head(), _traced(library, layers)
-    kls = {blocks: _kl(head, wanted, stream) for blocks, stream in streams.items()}
+    kls = dict(zip(streams, _kls(library.parent.head(), _traced(library, layers), streams)))
     return [kls[blocks] for blocks in children]
 
 
@@ -60,9 +59,17 @@ def _forward(library: Library, layer: int, block: Block, stream_STD: torch.Tenso
     return torch.cat([ffn.feed(attention.attend(batch, **context)) for batch in batches])
 
 
-def _kl(head: nn.Module, parent_STD: torch.Tensor, child_STD: torch.Tensor) -> float:
-    total = 0.0
-    for p_STD, c_STD in zip(parent_STD.split(1), child_STD.split(1)):
-        p, c = (head(stream).float().log_softmax(-1) for stream in (p_STD, c_STD))
-        total += float((p.exp() * (p - c)).sum(-1).mean())
-    return total / len(parent_STD)
+def _kls(
+    head: nn.Module, parent_STD: torch.Tensor, streams: dict[Blocks, torch.Tensor]
+) -> list[float]:
+    """`sum p log p - sum p z + logsumexp z` of each child's logits z, p computed once."""
+    totals = torch.zeros(len(streams), dtype=torch.float64)
+    for sequence in range(len(parent_STD)):
+        p_TV = head(parent_STD[sequence]).float().log_softmax(-1)
+        share_TV = p_TV.exp()
+        negentropy = (share_TV * p_TV).sum(-1)
+        for child, stream_STD in enumerate(streams.values()):
+            z_TV = head(stream_STD[sequence]).float()
+            kl_T = negentropy - (share_TV * z_TV).sum(-1) + z_TV.logsumexp(-1)
+            totals[child] += kl_T.mean().double()
+    return (totals / len(parent_STD)).tolist()
