@@ -134,7 +134,7 @@ class Budget(StrictModel):
     name: str = ""
     description: str = ""
     hardware: str
-    gpus: Literal[1] = 1  # the cost of talking between GPUs is not modelled
+    gpus: Literal[1, 2, 4, 8] = 1  # every layer is split over them; batches and bytes are of one
     workload: Workload
     limits: LimitRows = LimitRows()
     targets: TargetRows = TargetRows()

@@ -100,7 +100,7 @@ def test_only_memory_is_limited_when_nothing_is_said(tmp_path):
             "multiple of the parent's like 0.5x",
         ),
         ("target: {}", "line 3: unknown key 'target'; did you mean 'targets'?"),
-        ("gpus: 2", "line 3: gpus is 2, expected 1"),
+        ("gpus: 3", "line 3: gpus is 3, expected 1, 2, 4 or 8"),
     ],
 )
 def test_mistakes_are_sentences_with_the_line(tmp_path, extra, expected):
@@ -116,8 +116,8 @@ def test_a_missing_key_is_named(tmp_path):
 
 def test_an_unknown_budget_suggests_the_nearest():
     with pytest.raises(PuzzleError) as error:
-        load_budget("h100-gpu1")
-    assert str(error.value) == "budget 'h100-gpu1' is unknown; did you mean 'h100-1gpu'?"
+        load_budget("h200-gpu1")
+    assert str(error.value) == "budget 'h200-gpu1' is unknown; did you mean 'h200-1gpu'?"
     with pytest.raises(PuzzleError, match="known are a100-1gpu, cpu-laptop, h100-1gpu"):
         load_budget("tpu")
 

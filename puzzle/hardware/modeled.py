@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from puzzle.blocks.variant import FFN, GQA, Block, LinearMap, NoOp
-from puzzle.budget import Workload
+from puzzle.budget import Budget, Workload
 from puzzle.hardware.devices import BYTES
-from puzzle.hardware.kernels import ACTIVATION_BYTES, Heads, Kernels
+from puzzle.hardware.kernels import ACTIVATION_BYTES, Heads, Kernels, Roofline
 from puzzle.hardware.roofline import outside_dtype
 from puzzle.hardware.source import Step, Timed
 from puzzle.shape import Shape
@@ -90,3 +90,10 @@ class Modeled:
 
     def _sum(self, step: Step) -> Timed:
         return self.kernels.all_reduce(step.rows * self.shape.hidden_size, self.gpus)
+
+
+def source_of(shape: Shape, budget: Budget) -> Modeled | None:
+    """Where a budget's seconds come from unless told: None is the static roofline of one GPU."""
+    if budget.gpus == 1:
+        return None
+    return Modeled(Roofline(budget.device), shape, budget.workload, budget.gpus)

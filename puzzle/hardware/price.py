@@ -12,6 +12,7 @@ from puzzle.budget import Budget
 from puzzle.export.targets import served
 from puzzle.hardware import source as sources
 from puzzle.hardware.cost import Cost
+from puzzle.hardware.modeled import source_of
 from puzzle.hardware.roofline import block_cost, outside_cost
 from puzzle.hardware.source import EXTRAPOLATED, Source
 from puzzle.shape import Shape
@@ -56,13 +57,15 @@ def price(
 ) -> Prices:
     """Price every block of the space as the serving format will hold it, in static batches.
 
-    Seconds are the roofline's unless a source is given. A warning says how many of them lie beyond
+    Seconds are the static roofline's on one GPU and the closer one's on several (`modeled.py`),
+    unless a source is given. A warning says how many of them lie beyond
     what that source measured; `Prices.rows` says which.
 
     Raises:
         PuzzleError: the workload is longer than the parent's positions.
     """
     budget.workload.check_positions(shape.max_positions)
+    source = source or source_of(shape, budget)
     ask = _roofline(shape, budget) if source is None else _of(source)
     blocks = dict.fromkeys(block for layer in space for block in layer)
     inside: dict[int, dict[Block, Cost]] = {batch: {} for batch in budget.workload.batches}

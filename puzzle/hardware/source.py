@@ -6,6 +6,7 @@ lies outside the layers, in one forward pass, it answers with seconds and says w
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -98,31 +99,36 @@ def block_timed(source: Source, block: Block, step: Step) -> Timed:
 
 
 def block_cost(source: Source, block: Block, batch: int) -> tuple[Cost, frozenset[str]]:
-    """A block's cost in static batches, over all GPUs, and where its seconds come from."""
+    """A block's cost in static batches, and where its seconds come from.
+
+    On several GPUs `batch` is requests per GPU and bytes are one GPU's, so that throughput per GPU
+    and the memory of a GPU are read off as on one; seconds are of all of them together.
+    """
     shape, workload = source.shape, source.workload
-    prefill, decode = (block_timed(source, block, step) for step in passes(workload, batch))
+    prefill, decode = (block_timed(source, block, step) for step in passes(source, batch))
     decode *= workload.new_tokens
     params = shape.block_params(block)
-    weight_bytes = int(params * bytes_per_weight(workload.weights))
-    kv_bytes = int(batch * kv_bytes_per_request(shape, block, workload, source.gpus))
+    weight_bytes = math.ceil(params * bytes_per_weight(workload.weights) / source.gpus)
+    kv_bytes = batch * kv_bytes_per_request(shape, block, workload, source.gpus)
     cost = Cost(params, weight_bytes, kv_bytes, prefill.seconds, decode.seconds)
     return cost, (prefill + decode).sources
 
 
 def outside_cost(source: Source, batch: int) -> tuple[Cost, frozenset[str]]:
-    """The cost of what lies outside the layers, in static batches, and its sources."""
-    prefill, decode = map(source.outside, passes(source.workload, batch))
+    """The cost of what lies outside the layers, as `block_cost`'s, and its sources."""
+    prefill, decode = map(source.outside, passes(source, batch))
     decode *= source.workload.new_tokens
-    weight_bytes = outside_bytes(source.shape, source.workload)
+    weight_bytes = math.ceil(outside_bytes(source.shape, source.workload) / source.gpus)
     params = source.shape.outside_params()
     cost = Cost(params, weight_bytes, 0, prefill.seconds, decode.seconds)
     return cost, (prefill + decode).sources
 
 
-def passes(workload: Workload, batch: int) -> tuple[Step, Step]:
+def passes(source: Source, batch: int) -> tuple[Step, Step]:
     """The two passes of a static batch: all prompts at once, and the mean decode step."""
-    lengths = (workload.prompt_tokens, workload.new_tokens)
-    return Step(0, batch, *lengths), Step(batch, 0, *lengths)
+    requests = batch * source.gpus
+    lengths = (source.workload.prompt_tokens, source.workload.new_tokens)
+    return Step(0, requests, *lengths), Step(requests, 0, *lengths)
 
 
 def kv_bytes_per_request(shape: Shape, block: Block, workload: Workload, gpus: int) -> int:

@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 from puzzle.budget import Budget, Workload
 from puzzle.errors import PuzzleError
 from puzzle.hardware.cost import Cost
+from puzzle.hardware.modeled import source_of
 from puzzle.hardware.roofline import model_cost
+from puzzle.hardware.source import Source, block_cost, outside_cost
 from puzzle.shape import Shape
 from puzzle.units import show
 
@@ -89,13 +91,20 @@ def reference(
     )
 
 
-def reference_of(shape: Shape, budget: Budget) -> Prediction:
-    """The parent's own prediction under a budget's workload, by roofline."""
-    workload, device = budget.workload, budget.device
+def reference_of(shape: Shape, budget: Budget, source: Source | None = None) -> Prediction:
+    """The parent's own prediction under a budget's workload, by what prices its child (`price`)."""
+    workload = budget.workload
     workload.check_positions(shape.max_positions)
+    source = source or source_of(shape, budget)
+    costs = {batch: _parent_cost(shape, budget, batch, source) for batch in workload.batches}
+    found = reference(costs, workload, budget.device.usable_bytes)
+    return replace(found, gpus=found.gpus * budget.gpus)
+
+
+def _parent_cost(shape: Shape, budget: Budget, batch: int, source: Source | None) -> Cost:
     blocks = shape.parent_blocks()
-    costs = {
-        batch: model_cost(shape, blocks, workload=workload, batch=batch, device=device)
-        for batch in workload.batches
-    }
-    return reference(costs, workload, device.usable_bytes)
+    if source is None:
+        workload, device = budget.workload, budget.device
+        return model_cost(shape, blocks, workload=workload, batch=batch, device=device)
+    each = {block: block_cost(source, block, batch)[0] for block in set(blocks)}
+    return sum((each[block] for block in blocks), outside_cost(source, batch)[0])
