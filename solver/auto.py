@@ -21,7 +21,7 @@ from puzzle.solver.polish import polished
 from puzzle.solver.presolve import binding, fitting, reduce, undominated
 from puzzle.solver.problem import Ints
 from puzzle.solver.program import Program
-from puzzle.solver.relax import Relaxation, relax, spread
+from puzzle.solver.relax import Relaxation, relax
 
 FIRST_COLUMNS = 40  # columns beyond one a group in the first, narrowest search
 BEAM, GROWTH, LARGEST = 1000, 8, 256_000  # states a group
@@ -141,7 +141,7 @@ def _first_width(program: Program, relaxation: Relaxation) -> float:
     """
     count = min(program.groups + FIRST_COLUMNS, program.columns) - 1
     width = float(np.partition(relaxation.excess_N, count)[count])
-    return max(width, 1e-3 * spread(program, program.loss_N) / program.groups, 1e-300)
+    return max(width, 1e-3 * program.spread / program.groups, 1e-300)
 
 
 def _rounding(program: Program, relaxation: Relaxation) -> float:

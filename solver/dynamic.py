@@ -16,7 +16,7 @@ import itertools
 import math
 import time
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,7 @@ DROPS = (0.5, 2.0)  # how far below the best the pool's bounds lie, in gaps to t
 POOL = 128  # multipliers in the pool
 SAMPLE = 64  # states on which the pool's bounds are tried
 TRIED = 8  # bounds of the pool used in one group
-FEW = 200  # states below which the pool is not worth its time
+FEW = 400  # states below which the pool is not worth its time
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,11 +77,17 @@ class Search:
         self.excess_N = excess_KN[0]
         self.bound = float(least_K[0] - multiplier_R @ program.limit_R)
         _, self.least_RG = program.paths(program.cost_RN)
-        self.multiplier_KR = pool(program, multiplier_R, max(cutoff - self.bound, 0.0))
-        _, self.after_KG = program.paths(program.loss_N + self.multiplier_KR @ program.cost_RN)
+        self.multiplier_R = multiplier_R
         self.random = np.random.default_rng(0)
         self.moves = _moves(program)
         self.widest = max(len(columns) for moves in self.moves for _, columns in moves)
+
+    @cached_property
+    def pool(self) -> tuple[Floats, Floats]:
+        """(multiplier_KR, after_KG): the pool and its least completions from every group."""
+        multiplier_KR = pool(self.program, self.multiplier_R, max(self.cutoff - self.bound, 0.0))
+        value_KN = self.program.loss_N + multiplier_KR @ self.program.cost_RN
+        return multiplier_KR, self.program.paths(value_KN)[1]
 
     def run(self, beam: int, deadline: float) -> Found:
         """Search with at most `beam` states a group; past the deadline nothing more is found."""
@@ -142,7 +148,8 @@ class Search:
 
     def _pruned(self, states: States, group: int) -> tuple[Ints, Floats]:
         """(states left, best_S): a sample says which few bounds of the pool exclude most."""
-        after_K, multiplier_KR = self.after_KG[:, group], self.multiplier_KR
+        multiplier_KR, after_KG = self.pool
+        after_K = after_KG[:, group]
         sample = self.random.integers(0, len(states), SAMPLE)
         rest_TR = states.rest_SR[sample].astype(np.float64)
         bound_TK = states.loss_S[sample, None] - rest_TR @ multiplier_KR.T + after_K
@@ -187,15 +194,13 @@ def pool(program: Program, multiplier_R: Floats, gap: float) -> Floats:
     direction_KR = np.repeat(direction_KR * price_R, len(DROPS), axis=0)
     floor_K = np.tile(DROPS, len(direction_KR) // len(DROPS)) * gap
     low_K, high_K = np.full(len(direction_KR), -30.0), np.full(len(direction_KR), 3.0)
-    best: float | None = None
+    value_N = program.loss_N + multiplier_R @ program.cost_RN
+    best = float(program.excess(value_N[None])[0][0] - multiplier_R @ program.limit_R)
     for _ in range(9):
         middle_K = (low_K + high_K) / 2
         tried_KR = np.maximum(multiplier_R + np.exp2(middle_K)[:, None] * direction_KR, 0.0)
         least_K = program.paths(program.loss_N + tried_KR @ program.cost_RN)[1][:, 0]
         bound_K = least_K - tried_KR @ program.limit_R
-        if best is None:
-            value_N = program.loss_N + multiplier_R @ program.cost_RN
-            best = float(program.excess(value_N[None])[0][0] - multiplier_R @ program.limit_R)
         near_K = best - bound_K < floor_K
         low_K, high_K = np.where(near_K, middle_K, low_K), np.where(near_K, high_K, middle_K)
     moved_KR = np.maximum(multiplier_R + np.exp2(low_K)[:, None] * direction_KR, 0.0)
@@ -205,8 +210,7 @@ def pool(program: Program, multiplier_R: Floats, gap: float) -> Floats:
 def _moves(program: Program) -> list[list[tuple[int, Ints]]]:
     """For every group where its columns lead: (stop, columns), the options first."""
     moves: list[list[tuple[int, Ints]]] = [[] for _ in range(program.groups)]
-    options = program.options
-    bounds = np.searchsorted(program.start_N[:options], np.arange(program.groups + 1))
+    options, bounds = program.options, program.first_G
     for group in range(program.groups):
         if bounds[group] < bounds[group + 1]:
             moves[group].append((group + 1, np.arange(bounds[group], bounds[group + 1])))

@@ -27,7 +27,7 @@ def polished(program: Program, columns_N: Ints, *, deadline: float, failures: in
     if program.max_names is not None or len(movable) < FEWEST:
         return columns_N
     random = np.random.default_rng(0)
-    first_G = np.searchsorted(program.start_N[: program.options], np.arange(program.groups + 1))
+    first_G = program.first_G
     group_M = program.start_N[columns_N[movable]]
     size_M = np.diff(first_G)[group_M]
     best_N, failed = columns_N.copy(), 0

@@ -8,6 +8,7 @@ Forbidden options have no column. A solution is a set of columns that covers eve
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -39,10 +40,22 @@ class Program:
         """Number of columns, N."""
         return len(self.loss_N)
 
-    @property
+    @cached_property
     def options(self) -> int:
         """Number of columns that are options of one group; spans follow them."""
         return int(np.searchsorted(self.pick_N < 0, True))
+
+    @cached_property
+    def first_G(self) -> Ints:
+        """Where the options of each group begin, and at G where the last group's end."""
+        return np.searchsorted(self.start_N[: self.options], np.arange(self.groups + 1))
+
+    @cached_property
+    def spread(self) -> float:
+        """Greatest minus least total loss, whatever the limits."""
+        least_K, _ = self.excess(self.loss_N[None])
+        minus_most_K, _ = self.excess(-self.loss_N[None])
+        return float(-minus_most_K[0] - least_K[0])
 
     @property
     def coverable(self) -> bool:
@@ -66,8 +79,8 @@ class Program:
 
     def least_options(self, value_KN: NDArray[Number]) -> NDArray[Number]:
         """For K values of every option the least of each group, shape (K, G); no option: zero."""
-        first_G = np.searchsorted(self.start_N[: self.options], np.arange(self.groups + 1))
-        present_G = np.flatnonzero(np.diff(first_G))
+        first_G = self.first_G
+        present_G = np.flatnonzero(first_G[1:] > first_G[:-1])
         if len(present_G) == self.groups:
             return np.minimum.reduceat(value_KN, first_G[:-1], axis=1)
         least_KG = np.zeros((len(value_KN), self.groups), dtype=value_KN.dtype)

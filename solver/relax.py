@@ -11,7 +11,7 @@ groups from left to right.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ class Relaxation:
 
 def relax(program: Program, start_N: Ints | None = None) -> Relaxation:
     """Solve the linear relaxation, from columns of a similar program's relaxation if given."""
-    master = _Master(program, program.loss_N, start_N)
+    master = _Master(program, start_N)
     multiplier_R, broken = master.solve(PENALTY)
     infeasible = False
     if broken:
@@ -61,7 +61,7 @@ def lagrangian(program: Program, multiplier_R: Floats) -> tuple[float, Floats]:
 
 def _no_fraction_fits(program: Program, columns_N: Ints) -> bool:
     """Whether some multipliers prove, well above rounding, that the limits exclude each other."""
-    phase_one = _Master(program, np.zeros(program.columns), columns_N)
+    phase_one = _Master(replace(program, loss_N=np.zeros(program.columns)), columns_N)
     multiplier_R, broken = phase_one.solve(1.0)
     if not broken:
         return False
@@ -75,9 +75,9 @@ def _no_fraction_fits(program: Program, columns_N: Ints) -> bool:
 class _Master:
     """The linear program over the columns generated so far; limits may be broken at a price."""
 
-    def __init__(self, program: Program, loss_N: Floats, start_N: Ints | None) -> None:
-        self.program, self.loss_N = program, loss_N
-        self.spread = spread(program, loss_N) / program.groups or 1.0
+    def __init__(self, program: Program, start_N: Ints | None) -> None:
+        self.program, self.loss_N = program, program.loss_N
+        self.spread = program.spread / program.groups or 1.0
         self.share_RN, self.room_R, self.unit_R = shares(program)
         self.columns: Ints = np.empty(0, dtype=np.int64)
         self.inside_N = np.zeros(program.columns, dtype=bool)
@@ -131,7 +131,7 @@ class _Master:
         """The best column of each group at a few prices of all rows together, and of each row."""
         program = self.program
         mean_N = self.share_RN.mean(axis=0) if len(program.rows) else np.zeros(program.columns)
-        mean_spread = spread(program, mean_N) / program.groups or 1.0
+        mean_spread = replace(program, loss_N=mean_N).spread / program.groups or 1.0
         prices = self.spread / mean_spread * np.array([0, 0.03, 0.1, 0.2, 0.4, 0.8, 1.6, 5, 1e6])
         tries_KN = [self.loss_N + price * mean_N for price in prices]
         if (program.cost_RN < 0).any():
@@ -196,10 +196,3 @@ def quiet_highs() -> Any:
 def _counts(length_N: Ints) -> Ints:
     """0, 1, ..., length - 1 for every length, one after the other."""
     return np.arange(int(length_N.sum())) - np.repeat(np.cumsum(length_N) - length_N, length_N)
-
-
-def spread(program: Program, value_N: Floats) -> float:
-    """Greatest minus least path."""
-    least_K, _ = program.excess(value_N[None])
-    minus_most_K, _ = program.excess(-value_N[None])
-    return float(-minus_most_K[0] - least_K[0])
