@@ -12,15 +12,22 @@ from puzzle.blocks.kernels.gemm import triton as kernel
 from puzzle.blocks.kernels.launch import Launch, run
 
 FP8 = torch.float8_e4m3fn
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SMALL = Launch({"BLOCK_F": 16, "BLOCK_T": 16, "BLOCK_D": 16}, warps=1)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    ("T", "D", "F"), [(1, 1, 1), (1, 1100, 70), (63, 100, 65), (100, 64, 130), (130, 50, 9)]
+    ("T", "D", "F", "relu2", "dtype"),
+    [
+        (1, 1, 1, False, torch.float32),
+        (1, 1100, 70, False, torch.float32),
+        (1, 4200, 70, True, torch.float16),
+        (1, 4200, 70, False, torch.bfloat16),
+        (63, 100, 65, True, torch.float32),
+        (63, 100, 65, True, torch.bfloat16),
+        (100, 64, 130, False, torch.float16),
+        (130, 50, 9, True, torch.bfloat16),
+    ],
 )
-@pytest.mark.parametrize("relu2", [False, True])
 def test_values(T, D, F, dtype, relu2, random, agree) -> None:
     x, weight = random(T, D, dtype=dtype), random(F, D, dtype=dtype, scale=D**-0.5)
     got = kernel.gemm(x, weight, relu2=relu2)

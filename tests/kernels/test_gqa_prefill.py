@@ -11,13 +11,18 @@ from puzzle.blocks.kernels.gqa_prefill import reference
 from puzzle.blocks.kernels.gqa_prefill import triton as kernel
 from puzzle.blocks.kernels.launch import Launch
 
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 SMALL = Launch({"BLOCK_T": 16, "BLOCK_S": 16}, warps=1)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    ("B", "H", "K", "T", "d"), [(2, 1, 1, 1, 16), (1, 6, 2, 63, 24), (1, 2, 1, 130, 64)]
+    ("B", "H", "K", "T", "d", "dtype"),
+    [
+        (2, 1, 1, 1, 16, torch.float32),
+        (1, 3, 1, 100, 24, torch.float32),
+        (1, 6, 2, 63, 24, torch.bfloat16),
+        (1, 2, 1, 130, 64, torch.float16),
+        (1, 2, 1, 130, 64, torch.bfloat16),
+    ],
 )
 @pytest.mark.parametrize("window", [None, 50])
 def test_values(B, H, K, T, d, window, dtype, random, agree) -> None:
@@ -39,7 +44,7 @@ def test_large_scores_do_not_overflow(random, agree) -> None:
     agree(kernel.gqa_prefill(q, k, v), reference.gqa_prefill(q, k, v), factor=10)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(
     T=st.integers(1, 70),
     past=st.integers(0, 70),

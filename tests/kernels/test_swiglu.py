@@ -31,13 +31,13 @@ def test_values_and_gradients(N, F, dtype, random, agree, results) -> None:
 
 
 def test_halves_of_one_tensor(random, agree) -> None:
-    gate, up = random(2, 3, 14).chunk(2, -1)
+    gate, up = random(5, 14).chunk(2, -1)  # rows further apart than they are long
     agree(kernel.swiglu(gate, up), reference.swiglu(gate, up))
     agree(kernel.swiglu(gate, up.contiguous()), reference.swiglu(gate, up))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(("T", "D", "F"), [(1, 64, 96), (63, 100, 40), (100, 30, 130)])
+@pytest.mark.parametrize(("T", "D", "F"), [(1, 64, 96), (63, 100, 40)])
 def test_network(T, D, F, dtype, random, agree) -> None:
     x = random(T, D, dtype=dtype)
     gate, up = (random(F, D, dtype=dtype, scale=D**-0.5) for _ in range(2))
