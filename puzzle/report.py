@@ -42,7 +42,7 @@ def headline(result: Result) -> str:
         f"{faster:.2f} times the parent's predicted throughput on {result.hardware} with "
         f"{parameters:.0%} of its parameters; KL to the parent "
         f"{result.value('KL to the parent', 'healed'):.3f} after healing, "
-        f"next-token agreement {result.value('next-token agreement', 'healed'):.1%}."
+        f"next-token agreement {result.value('token agreement', 'healed'):.1%}."
     )
 
 

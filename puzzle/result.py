@@ -32,10 +32,10 @@ ROWS = {
     "batch": "",
     "throughput": "tok/s",
     "time to first token": "s",
-    "time per output token": "s",
+    "time per token": "s",
     "KL to the parent": "nats",
     "perplexity": "nats",
-    "next-token agreement": "%",
+    "token agreement": "%",
     "accuracy": "%",
 }
 COLUMNS = {
@@ -251,10 +251,10 @@ def _column(prediction: dict[str, float], evaluation: dict[str, float]) -> dict[
         "batch": prediction["batch"],
         "throughput": prediction["tokens_per_s"],
         "time to first token": prediction["ttft_s"],
-        "time per output token": prediction["tpot_s"],
+        "time per token": prediction["tpot_s"],
         "KL to the parent": evaluation.get("kl"),
         "perplexity": evaluation.get("perplexity"),
-        "next-token agreement": evaluation.get("agreement"),
+        "token agreement": evaluation.get("agreement"),
         "accuracy": evaluation.get("accuracy"),
     }
 
