@@ -194,9 +194,8 @@ def _without_forbidden(problem: Problem, program: Program) -> Program:
         keep_N &= ~covers_N | ((program.pick_N == option) & (program.start_N == group))
     kept = program.keep(np.flatnonzero(keep_N))
     if not kept.coverable:
-        covers_GN = (kept.start_N <= np.arange(problem.groups)[:, None]) & (
-            np.arange(problem.groups)[:, None] < kept.stop_N
-        )
-        group = int(np.argmin(covers_GN.any(axis=1)))
+        edge_G = np.bincount(kept.start_N, minlength=problem.groups + 1)
+        edge_G -= np.bincount(kept.stop_N, minlength=problem.groups + 1)
+        group = int(np.argmin(np.cumsum(edge_G)[:-1]))  # the group fewest columns cover
         raise ProblemError(f"all {len(problem.loss[group])} options of group {group} are forbidden")
     return kept
