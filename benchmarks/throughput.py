@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,7 @@ WEIGHTS: dict[str, Weights] = {
     "int4": "int4",
 }
 CACHES: dict[str, Dtype] = {"fp8": "float8", "fp16": "bfloat16", "bf16": "bfloat16"}
+CPU_RESULTS = record.RESULTS / "throughput_cpu.json"
 ROOFLINE_DEVICES = ("h100-sxm", "h200-sxm", "a100-sxm")
 
 
@@ -195,7 +197,7 @@ def published(path: Path) -> None:
         summary["cross_validated"] = cross_validated(rows)
     _report(summary)
     if path == ROWS:
-        print("wrote", record.write("throughput", _merged(summary), list(_rows(rows, signed))))
+        print("wrote", record.write("throughput", _with_cpu(summary), list(_rows(rows, signed))))
 
 
 def _rows(rows: Iterable[Row], signed: np.ndarray[Any, Any]) -> Iterable[dict[str, Any]]:
@@ -211,8 +213,11 @@ def _rows(rows: Iterable[Row], signed: np.ndarray[Any, Any]) -> Iterable[dict[st
         }
 
 
-def _merged(summary: dict[str, Any]) -> dict[str, Any]:
-    return summary
+def _with_cpu(summary: dict[str, Any]) -> dict[str, Any]:
+    """The summary with the figures of `--cpu`, where that has been run."""
+    if not CPU_RESULTS.exists():
+        return summary
+    return summary | json.loads(CPU_RESULTS.read_text())["summary"]
 
 
 def _report(summary: Mapping[str, Any], indent: str = "") -> None:
@@ -234,8 +239,9 @@ def main() -> None:
         from throughput_cpu import measured
 
         measured()
-    else:
-        published(options.rows)
+        if not (record.RESULTS / "throughput.json").exists():
+            return
+    published(options.rows)
 
 
 if __name__ == "__main__":

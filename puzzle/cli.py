@@ -133,6 +133,32 @@ def estimate(
 
 
 @app.command()
+def profile(
+    model: Annotated[str, typer.Option(help="A config.json, or a shipped name.")],
+    out: Annotated[Path, typer.Option(help="The table to write or go on with.")],
+    workload: Annotated[str, typer.Option(help="Prompt/new tokens.")] = "200/56",
+    batches: Annotated[str, typer.Option(help="Requests at once.")] = "1,4,16",
+    dtype: Annotated[str, typer.Option(help="Of weights and cache.")] = "float32",
+    plan: Annotated[bool, typer.Option("--plan", help="Only say what would be timed.")] = False,
+) -> None:
+    """Time every half layer of the space on this machine, as a table of costs."""
+    from puzzle.hardware.estimate import workload_of
+    from puzzle.hardware.profile import Profile, batches_of, device_name
+
+    asked = workload_of(workload, dtype, batches_of(batches))
+    wanted = Profile(model, asked, out)
+    if not plan:
+        typer.echo(f"{wanted.run()} timings of {device_name()} in {out}")
+        return
+    table = Table("half", "timings", "seconds", box=None)
+    rows = wanted.plan()
+    for name, count, seconds in rows:
+        table.add_row(name, str(count), f"{seconds:.1f}")
+    table.add_row("all", str(sum(row[1] for row in rows)), f"{sum(row[2] for row in rows):.0f}")
+    Console().print(table)
+
+
+@app.command()
 def doctor() -> None:
     """Print versions, devices, and what is available here or why not."""
     from puzzle.doctor import checkup

@@ -19,6 +19,7 @@ Dtype = Literal["float32", "bfloat16", "float8"]
 Weights = Literal["float32", "bfloat16", "float8", "int4"]  # int4 is widened before it multiplies
 BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float8": 1}
 INT4_BYTES = 0.53125  # four bits, and a bfloat16 scale for each group of 128
+HERE = "cpu-here"  # this machine, measured when asked for
 USABLE = 0.9  # of the memory; engines leave the rest to activations (vLLM's own default)
 
 
@@ -131,7 +132,11 @@ def devices() -> dict[str, Device]:
 
 
 def device(name: str) -> Device:
-    """One device; PuzzleError names the nearest when there is no such device."""
+    """One device, or this machine's processor; PuzzleError names the nearest it knows."""
+    if name == HERE:
+        from puzzle.hardware.here import here
+
+        return here()
     if name not in devices():
-        raise PuzzleError(f"hardware {name!r} is unknown; {did_you_mean(name, devices())}")
+        raise PuzzleError(f"hardware {name!r} is unknown; {did_you_mean(name, [*devices(), HERE])}")
     return devices()[name]

@@ -95,7 +95,7 @@ def estimate(
     """
     shape, blocks = model(name_or_path)
     found = device(hardware)
-    asked = _workload(workload, dtypes or _usual(found))
+    asked = workload_of(workload, dtypes or _usual(found), BATCHES)
     engine = Engine(reserve_bytes=_bytes(reserve))
     source = open_source(costs, shape, asked, hardware, gpus)
     whole = Model.of(source, blocks, found, engine)
@@ -110,7 +110,8 @@ def _usual(device: Device) -> str:
     return f"{dtype}/{dtype}"
 
 
-def _workload(lengths: str, dtypes: str) -> Workload:
+def workload_of(lengths: str, dtypes: str, batches: Sequence[int]) -> Workload:
+    """Read `128/1024` and `float8/float8`; PuzzleError says what does not read."""
     match = re.fullmatch(r"\s*([1-9]\d*)\s*/\s*([1-9]\d*)\s*", lengths)
     if not match:
         raise PuzzleError(f"workload {lengths!r} is not prompt/new tokens, like 128/1024")
@@ -120,7 +121,7 @@ def _workload(lengths: str, dtypes: str) -> Workload:
     return Workload(
         prompt_tokens=int(match[1]),
         new_tokens=int(match[2]),
-        batches=BATCHES,
+        batches=tuple(batches),
         weights=cast(Weights, weights),
         kv=cast(Dtype, kv or weights),
     )

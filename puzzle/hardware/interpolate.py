@@ -4,10 +4,11 @@ A table is nested mappings from sizes to sizes to seconds, as deep as there are 
 every combination needs to be there.
 
 >>> batches = {1: 1e-3, 4: 2e-3}
->>> lookup(batches, 2)
-(0.00141..., False)
->>> lookup({128: batches, 512: {1: 2e-3}}, 256, 1)
-(0.00141..., False)
+>>> seconds, beyond = lookup(batches, 2)
+>>> round(seconds, 6), beyond
+(0.001414, False)
+>>> lookup({128: {1: 3e-3}, 512: {1: 3e-3}}, 1024, 1)
+(0.003, True)
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ NEAR = 1e-6
 def lookup(table: Table, size: float, *sizes: float) -> tuple[float, bool]:
     """Seconds at these sizes, and whether any of them lies beyond the table.
 
-    Between two sizes the slope in log-log is theirs. Beyond the last it goes on, but never falls;
-    below the first it stays, since what remains of a small kernel is its launch.
+    Between two sizes the slope in log-log is theirs. Beyond the last it goes on, within reason: it
+    never falls, is at most linear in the last coordinate (batch, rows) and quadratic in the others
+    (length). Below the first it stays, since what remains of a small kernel is its launch.
     """
     keys = sorted(table)
     below, above = _neighbours(keys, size)
@@ -36,7 +38,8 @@ def lookup(table: Table, size: float, *sizes: float) -> tuple[float, bool]:
     slope = math.log(high / low) / math.log(above / below)
     beyond = size > above * (1 + NEAR)
     if beyond:
-        return high * (size / above) ** max(0.0, slope), True
+        steepest = 2.0 if sizes else 1.0
+        return high * (size / above) ** min(max(0.0, slope), steepest), True
     return low * (size / below) ** slope, low_beyond or high_beyond
 
 

@@ -39,14 +39,27 @@ def model(name_or_path: str | Path) -> tuple[Shape, tuple[Block, ...]]:
     if path.suffix == ".json":
         shape = Shape.from_config(_config(path))
         return shape, shape.parent_blocks()
-    architecture = Architecture.parse(_text(path))
-    if not architecture.parent:
+    shape, _ = model(_parent_of(path))
+    return shape, Architecture.parse(_text(path)).blocks
+
+
+def config_of(name_or_path: str | Path) -> dict[str, Any]:
+    """The config.json behind a model, its parent's for an architecture file."""
+    path = _find(str(name_or_path))
+    if path.suffix == ".json":
+        return _config(path)
+    return config_of(_parent_of(path))
+
+
+def _parent_of(path: Path) -> str:
+    """Where the parent of an architecture file is: beside it, or as it says."""
+    parent = Architecture.parse(_text(path)).parent
+    if not parent:
         raise PuzzleError(
             f"{path} names no parent; begin it with a line like parent: llama-3.1-70b"
         )
-    beside = path.parent / architecture.parent
-    shape, _ = model(beside if beside.exists() else architecture.parent)
-    return shape, architecture.blocks
+    beside = path.parent / parent
+    return str(beside) if beside.exists() else parent
 
 
 def _find(name: str) -> Path:

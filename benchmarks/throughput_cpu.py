@@ -1,0 +1,132 @@
+"""Children on this CPU: the sum of measured halves against measured generation.
+
+Twenty random children of SmolLM2-135M's shape, layers all different, with random weights, which
+take the same time as trained ones. Halves are timed on their own by `puzzle profile`; prompts and
+new tokens of whole children by a plain greedy loop. Run on a quiet machine; what is measured is
+kept in runs/throughput_cpu and not measured again.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import record
+import torch
+from throughput import spearman
+
+from puzzle.blocks.variant import Block, parse_attention, parse_ffn
+from puzzle.budget import Workload
+from puzzle.config import Space
+from puzzle.export.modeling_puzzle import CACHE
+from puzzle.hardware.devices import device
+from puzzle.hardware.kernels import Roofline
+from puzzle.hardware.measure import random_model
+from puzzle.hardware.modeled import Modeled
+from puzzle.hardware.profile import Profile, transformers_config
+from puzzle.hardware.published import model
+from puzzle.hardware.source import block_cost, outside_cost
+from puzzle.hardware.tables import Measured
+from puzzle.progress import track
+
+MODEL = Path(__file__).parents[1] / "checkpoints" / "smollm2-135m"
+FOLDER = Path(__file__).parents[1] / "runs" / "throughput_cpu"
+CHILDREN, REPEATS = 20, 5
+ATTENTION = ("gqa3", "gqa1", "linear", "noop")
+FFN = ("1536", "1280", "1024", "768", "512", "256")
+WORK = Workload(prompt_tokens=128, new_tokens=64, batches=(1,), weights="float32", kv="float32")
+
+
+def measured() -> None:
+    """Time halves, then children; print and write the errors."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    space = Space(attention=ATTENTION, ffn=(*map("ffn{}".format, FFN), "linear", "noop"))
+    profile = Profile(str(MODEL), WORK, FOLDER / "halves.csv", space)
+    profile.run()
+    shape, _ = model(MODEL)
+    rest = Modeled(Roofline(device("cpu-laptop")), shape, WORK)
+    source = Measured.of(profile.table, rest)
+    rows = []
+    for blocks, times in zip(children(shape.layers), timed(shape.layers)):
+        costs = [block_cost(source, block, 1)[0] for block in blocks]
+        total = sum(costs, outside_cost(source, 1)[0])
+        rows.append(
+            {
+                "blocks": [str(block) for block in blocks],
+                "predicted_prefill_s": total.prefill_s,
+                "predicted_decode_s": total.decode_s,
+                **times,
+            }
+        )
+    figures = summary(rows)
+    print(json.dumps(figures, indent=1))
+    print("wrote", record.write("throughput_cpu", figures, rows))
+
+
+def children(layers: int) -> list[list[Block]]:
+    """Random children, from nearly the parent to nearly nothing."""
+    draw = random.Random(0)
+    found = []
+    for child in range(CHILDREN):
+        kept = (child + 1) / CHILDREN
+        found.append([_block(draw, kept) for _ in range(layers)])
+    return found
+
+
+def _block(draw: random.Random, kept: float) -> Block:
+    attention = "gqa3" if draw.random() < kept else draw.choice(ATTENTION)
+    width = "ffn1536" if draw.random() < kept else draw.choice(["linear", "noop", *_widths()])
+    return Block(parse_attention(attention), parse_ffn(width))
+
+
+def _widths() -> list[str]:
+    return [f"ffn{width}" for width in FFN]
+
+
+def timed(layers: int) -> list[dict[str, float]]:
+    """Measured seconds of every child's prompt and new tokens; resumes."""
+    path = FOLDER / "children.json"
+    known: list[dict[str, float]] = json.loads(path.read_text()) if path.exists() else []
+    config = transformers_config(str(MODEL))
+    for blocks in track(children(layers)[len(known) :], "children"):
+        child = random_model(config, blocks, {"dtype": torch.float32, "device": "cpu"})
+        runs = [_generate(child) for _ in range(REPEATS)]
+        prefill, decode = (statistics.median(times) for times in zip(*runs))
+        known.append({"measured_prefill_s": prefill, "measured_decode_s": decode})
+        path.write_text(json.dumps(known))
+    return known
+
+
+@torch.inference_mode()
+def _generate(child: Any) -> tuple[float, float]:
+    """Seconds of reading the prompt, and of the new tokens after the first."""
+    tokens = torch.randint(0, 49152, (1, WORK.prompt_tokens))
+    begin = time.perf_counter()
+    output = child(tokens, use_cache=True, logits_to_keep=1)
+    read = time.perf_counter()
+    for _ in range(WORK.new_tokens):
+        following = output.logits[:, -1:].argmax(-1)
+        cache = {CACHE: output[CACHE]}
+        output = child(following, use_cache=True, logits_to_keep=1, **cache)
+    return read - begin, time.perf_counter() - read
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Median errors and rank correlations of both phases; the worse of the two in front."""
+    found: dict[str, Any] = {"cpu_children": len(rows)}
+    for phase in ("prefill", "decode"):
+        predicted, truth = (
+            np.array([row[f"{kind}_{phase}_s"] for row in rows])
+            for kind in ("predicted", "measured")
+        )
+        off = np.abs(predicted / truth - 1)
+        found[f"cpu_{phase}_median_ape"] = round(float(np.median(off)), 4)
+        found[f"cpu_{phase}_spearman"] = round(spearman(predicted, truth), 4)
+    found["cpu_median_ape"] = max(found["cpu_prefill_median_ape"], found["cpu_decode_median_ape"])
+    found["cpu_spearman"] = min(found["cpu_prefill_spearman"], found["cpu_decode_spearman"])
+    return found

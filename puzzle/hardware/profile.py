@@ -1,0 +1,186 @@
+"""`puzzle profile`: time every half of a space on this machine into a table that prices searches.
+
+A table is a source of costs (`tables.py`): `puzzle estimate --costs TABLE`. Timing can be stopped
+and started again; what the table holds is not timed twice.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from puzzle.blocks.variant import Block
+from puzzle.budget import Workload
+from puzzle.config import Space
+from puzzle.errors import PuzzleError
+from puzzle.hardware.devices import Device
+from puzzle.hardware.here import here
+from puzzle.hardware.kernels import Roofline
+from puzzle.hardware.modeled import Modeled
+from puzzle.hardware.published import config_of, model
+from puzzle.hardware.source import Step, Timed, halves
+from puzzle.hardware.tables import OUTSIDE, Timing, read_table, shape_key, write_table
+from puzzle.progress import track
+from puzzle.space import layer_blocks
+
+if TYPE_CHECKING:
+    from puzzle.hardware.measure import Case
+
+KERNELS = "torch"  # the column: whose kernels ran
+SETUP_S, SAMPLES, LEAST_S = 0.1, 9, 0.3  # what one timing takes, for the plan
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What to time of a model, in which types, on which device, and into which file."""
+
+    name: str
+    workload: Workload  # its batches are timed, at its prompt's and its full length
+    table: Path
+    space: Space = field(default_factory=Space)
+
+    def cases(self) -> list[Case]:
+        """Every half, phase, batch and length; outside the layers first."""
+        from puzzle.hardware.measure import Case
+
+        _, blocks = model(self.name)
+        spaces = layer_blocks(blocks, self.space, "hf")
+        parts = dict.fromkeys(part for layer in spaces for b in layer for part in halves(b))
+        work = self.workload
+        lengths = {
+            "prefill": [work.prompt_tokens],
+            "decode": sorted({work.prompt_tokens + 1, work.total_tokens}),
+        }
+        return [
+            Case(half, phase, batch, length)
+            for half in (None, *parts)
+            for phase, sizes in lengths.items()
+            for length in sizes
+            for batch in work.batches
+        ]
+
+    def missing(self) -> list[Case]:
+        """The cases that the table does not hold yet."""
+        held = {(t.shape, t.device, t.half, t.phase, t.batch, t.length) for t in self.timings()}
+        prefix = (shape_key(model(self.name)[0]), device_name())
+        return [case for case in self.cases() if (*prefix, *_key(case)) not in held]
+
+    def timings(self) -> list[Timing]:
+        """What the table holds in these types."""
+        if not self.table.exists():
+            return []
+        wanted = (self.workload.weights, self.workload.kv, KERNELS)
+        return [t for t in read_table(self.table) if (t.weights, t.kv, t.kernels) == wanted]
+
+    def plan(self) -> list[tuple[str, int, float]]:
+        """Per half what is missing: its name, how many timings, and about how many seconds."""
+        source = Modeled(Roofline(_device()), model(self.name)[0], self.workload)
+        rows: dict[str, tuple[int, float]] = {}
+        for case in self.missing():
+            count, seconds = rows.get(_name(case.half), (0, 0.0))
+            each = max(LEAST_S, SAMPLES * _expected(source, case, self.workload).seconds)
+            rows[_name(case.half)] = (count + 1, seconds + SETUP_S + each)
+        return [(name, count, seconds) for name, (count, seconds) in rows.items()]
+
+    def run(self) -> int:
+        """Time what is missing, writing after every one; how many timings that were."""
+        begun = read_table(self.table) if self.table.exists() else []
+        known = list(begun)
+        for timing in track(self._timed(), "profile", len(self.missing())):
+            known.append(timing)
+            write_table(self.table, known)
+        return len(known) - len(begun)
+
+    def _timed(self) -> Iterator[Timing]:
+        import torch
+
+        from puzzle.hardware.measure import Bench
+
+        if self.workload.weights not in ("float32", "bfloat16") or (
+            self.workload.kv != self.workload.weights
+        ):
+            raise PuzzleError(
+                f"weights {self.workload.weights} with cache {self.workload.kv} cannot be timed: "
+                "torch's layers run float32/float32 or bfloat16/bfloat16"
+            )
+        dtype = getattr(torch, self.workload.weights)
+        bench = Bench(transformers_config(self.name), dtype, _torch_device())
+        shape, work = shape_key(model(self.name)[0]), self.workload
+        for case in self.missing():
+            seconds, spread = bench.time(case)
+            half, phase, batch, length = _key(case)
+            yield Timing(
+                *(device_name(), shape, half, phase, batch, length, work.weights, work.kv),
+                seconds=round(seconds, 9),
+                spread=round(spread, 4),
+                kernels=KERNELS,
+            )
+
+
+def device_name() -> str:
+    """The GPU's name, or the processor's with torch's threads."""
+    import torch
+
+    if _torch_device() == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _torch_device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _device() -> Device:
+    """A device to plan with: this processor; a GPU is not slower."""
+    return here()
+
+
+def transformers_config(name: str) -> Any:
+    """The transformers configuration of a model known by its sizes."""
+    from transformers import AutoConfig
+
+    fields = config_of(name)
+    return AutoConfig.for_model(fields["model_type"], **_without(fields, "model_type", "source"))
+
+
+def _without(fields: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if key not in names}
+
+
+def _key(case: Case) -> tuple[str, str, int, int]:
+    return _name(case.half), case.phase, case.batch, case.length
+
+
+def _name(half: Block | None) -> str:
+    return OUTSIDE if half is None else str(half)
+
+
+def _expected(source: Modeled, case: Case, work: Workload) -> Timed:
+    reading = case.phase == "prefill"
+    step = Step(
+        sequences=0 if reading else case.batch,
+        prompts=case.batch if reading else 0,
+        prompt_tokens=case.length if reading else work.prompt_tokens,
+        new_tokens=work.new_tokens,
+    )
+    return source.outside(step) if case.half is None else source.half(case.half, step)
+
+
+def batches_of(text: str) -> Sequence[int]:
+    """Read `1,4,16`."""
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise PuzzleError(f"batches {text!r} are not whole numbers, like 1,4,16") from None

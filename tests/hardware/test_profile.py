@@ -1,0 +1,125 @@
+"""`puzzle profile` on a tiny model: what is planned, timed, resumed, and priced from."""
+
+import json
+
+import pytest
+import torch
+
+from puzzle.blocks.variant import Block
+from puzzle.config import Space
+from puzzle.errors import PuzzleError
+from puzzle.hardware import here, measure
+from puzzle.hardware.devices import device
+from puzzle.hardware.estimate import estimate, workload_of
+from puzzle.hardware.measure import Bench, Case, random_layer, random_model
+from puzzle.hardware.profile import Profile, batches_of, transformers_config
+from puzzle.hardware.tables import read_table
+
+TINY = {
+    "model_type": "llama",
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "vocab_size": 97,
+    "max_position_embeddings": 64,
+}
+SPACE = Space(attention=("100%", "linear", "noop"), ffn=("50%", "noop"))
+CPU = {"dtype": torch.float32, "device": torch.device("cpu")}
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(measure, "FEWEST", 2)
+    monkeypatch.setattr(measure, "LEAST_S", 0.0)
+    monkeypatch.setattr(measure, "ROTATED_BYTES", 2**17)
+    monkeypatch.setattr(here, "SIDE", 64)
+    monkeypatch.setattr(here, "COPIED_BYTES", 2**20)
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(TINY))
+    return path
+
+
+@pytest.fixture
+def profile(config, tmp_path):
+    return Profile(str(config), workload_of("8/4", "float32", [1, 2]), tmp_path / "t.csv", SPACE)
+
+
+def test_every_half_is_timed_in_both_phases_at_every_batch(profile):
+    cases = profile.cases()
+    halves = {str(case.half) for case in cases}
+    assert halves == {
+        *("None", "gqa2+noop", "linear+noop", "noop+ffn96", "noop+ffn48"),
+    }
+    assert len(cases) == len(set(cases)) == 5 * 2 * (1 + 2)  # prefill at 8, decode at 9 and 12
+    assert {(c.phase, c.length) for c in cases} == {("prefill", 8), ("decode", 9), ("decode", 12)}
+
+
+def test_a_table_is_written_gone_on_with_and_priced_from(profile, config):
+    everything = len(profile.cases())
+    plan = profile.plan()
+    assert sum(count for _, count, _ in plan) == everything
+    assert all(seconds > 0 for _, _, seconds in plan)
+    assert profile.run() == everything
+    lines = read_table(profile.table)
+    assert len(lines) == everything
+    assert all(line.seconds > 0 and line.kernels == "torch" for line in lines)
+    profile.table.write_text("\n".join(profile.table.read_text().splitlines()[:-3]) + "\n")
+    assert len(profile.missing()) == 3
+    assert profile.run() == 3
+    assert profile.plan() == []
+    found = estimate(config, "cpu-laptop", "8/4", dtypes="float32", costs=str(profile.table))
+    assert "t.csv" in found.rows[0].sources
+    assert any("beyond t.csv" in warning for warning in found.warnings())  # batch 2048
+
+
+def test_types_that_torch_does_not_run_are_refused(config, tmp_path):
+    asked = workload_of("8/4", "float8/float8", [1])
+    with pytest.raises(PuzzleError, match="float8 with cache float8 cannot be timed"):
+        Profile(str(config), asked, tmp_path / "t.csv", SPACE).run()
+    with pytest.raises(PuzzleError, match="batches 'few' are not whole numbers"):
+        batches_of("few")
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize("half", [None, "gqa2+noop", "gqa1w4+noop", "noop+ffn48", "linear+noop"])
+def test_a_case_runs_its_pass(config, half, phase):
+    bench = Bench(transformers_config(str(config)), torch.float32, "cpu")
+    block = None if half is None else Block.parse(half)
+    seconds, spread = bench.time(Case(block, phase, 2, 8))
+    assert seconds > 0
+    assert spread >= 0
+
+
+def test_weights_rotate_among_copies_and_are_numbers(config):
+    bench = Bench(transformers_config(str(config)), torch.float32, "cpu")
+    half = Block.parse("noop+ffn48")
+    bench.time(Case(half, "decode", 1, 8))
+    copies = bench._copies(half, lambda: pytest.fail("made again"))
+    held = sum(tensor.nbytes for tensor in copies[0].state_dict().values())
+    assert len(copies) == 1 + 2**17 // held
+    layer = random_layer(bench.config, half, CPU)
+    assert all(torch.isfinite(tensor).all() for tensor in layer.state_dict().values())
+
+
+def test_a_random_model_generates(config):
+    blocks = [Block.parse("noop+ffn48"), Block.parse("gqa1+noop")]
+    model = random_model(transformers_config(str(config)), blocks, CPU)
+    tokens = torch.ones(1, 5, dtype=torch.long)
+    logits = model(tokens, logits_to_keep=1).logits
+    assert logits.shape == (1, 1, 97)
+    assert torch.isfinite(logits).all()
+
+
+def test_this_processor_is_a_device():
+    here.here.cache_clear()
+    found = device("cpu-here")
+    assert found.bytes_per_s > 1e8
+    assert found.gemm_flops_per_s("float32") > 1e8
+    assert 0 < found.launch_s < 1e-2
+    here.here.cache_clear()
