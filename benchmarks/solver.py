@@ -35,6 +35,7 @@ Row = dict[str, Any]
 HERE = Path(__file__).parent
 WALL_S, PEER_S = 600.0, 10.0  # limits in the grid: wall clock of all, CPU of a peer
 HARD_S = 10.0  # wall clock of all on the correlated kind
+CBC = ("pulp-cbc", "python-mip")
 SMALL = ("16x15", "36x8", "32x54", "80x54", "126x54", "80x(6+9)")
 GRID = [
     *itertools.product(["realistic"], SMALL, [1, 2, 4, 8], [0.5, 0.85]),
@@ -82,7 +83,7 @@ class Bench:
                         "tables": str(tables),
                         "limit_s": limit_s,
                         "repeats": repeats,
-                        "cpu_limit_s": None if solver == "auto" else PEER_S,
+                        "cpu_limit_s": PEER_S if solver in CBC else None,
                     }
                 )
             )
@@ -263,7 +264,7 @@ def wrong_answers(rows: list[Row]) -> int:
 def summary(rows: list[Row]) -> dict[str, Any]:
     """The figures of the README; a figure whose rows are not there yet is left out."""
     found: dict[str, Any] = {"wrong_answers": wrong_answers(rows)}
-    both = {peer: ratios(rows, peer) for peer in ("pulp-cbc", "python-mip")}
+    both = {peer: ratios(rows, peer) for peer in CBC}
     for peer, name in (("pulp-cbc", "pulp_cbc"), ("python-mip", "python_mip")):
         realistic = [ratio for ratio, row in both[peer] if row["kind"] == "realistic"]
         if realistic:
