@@ -53,7 +53,7 @@ NAMES = {
     torch.int32: "i32",
     torch.int64: "i64",
 }
-INSTRUCTIONS = {BF16: "HGMMA", FP16: "HGMMA", FP8: "QGMMA", FP32: None}  # fp32 stays exact: FFMA
+INSTRUCTIONS = {BF16: "HGMMA", FP16: "HGMMA", FP8: "QGMMA", FP32: None}  # fp32: right, not fast
 
 
 @dataclass(frozen=True)
