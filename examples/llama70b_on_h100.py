@@ -85,7 +85,7 @@ def beside_the_paper() -> None:
     for workload, figures in PAPER.items():
         cells, rates = [], []
         for name, (paper, gpus) in zip((PARENT, CHILD), figures):
-            best = estimate(name, "h100-sxm", workload, gpus=gpus).best
+            best = estimate(name, f"{gpus}xh100-sxm", workload).best
             cells.append(f"{best.tokens_per_s:,.0f} | {paper:,} (x{gpus})")
             rates.append((best.tokens_per_s, paper))
         (parent, paper_parent), (child, paper_child) = rates

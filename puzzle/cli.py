@@ -108,9 +108,8 @@ def budgets() -> None:
 @app.command()
 def estimate(
     model: Annotated[str, typer.Option(help="A config.json, architecture file, or shipped name.")],
-    hardware: Annotated[str, typer.Option(help="A device, like h100-sxm.")] = "h100-sxm",
+    hardware: Annotated[str, typer.Option(help="A device, or several: 8xh100-sxm.")] = "h100-sxm",
     workload: Annotated[str, typer.Option(help="Prompt/new tokens.")] = "128/1024",
-    gpus: Annotated[int, typer.Option(help="Over how many every layer is split.")] = 1,
     dtypes: Annotated[str, typer.Option(help="Weights/cache, like int4/bfloat16.")] = "",
     costs: Annotated[str, typer.Option(help="roofline, public, or a measured table.")] = "roofline",
     reserve: Annotated[str, typer.Option(help="Memory left alone on each GPU.")] = "2 GB",
@@ -118,9 +117,7 @@ def estimate(
     """Predict memory, throughput and latency of a model from its sizes, without weights."""
     from puzzle.hardware.estimate import estimate as estimate_for
 
-    found = estimate_for(
-        model, hardware, workload, gpus=gpus, dtypes=dtypes, costs=costs, reserve=reserve
-    )
+    found = estimate_for(model, hardware, workload, dtypes=dtypes, costs=costs, reserve=reserve)
     facts = Table(show_header=False, box=None, pad_edge=False)
     for what, value in found.facts():
         facts.add_row(what, escape(value))

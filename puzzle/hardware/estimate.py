@@ -77,7 +77,6 @@ def estimate(
     hardware: str,
     workload: str,
     *,
-    gpus: int = 1,
     dtypes: str = "",
     costs: str = "roofline",
     reserve: str = "2 GB",
@@ -86,22 +85,29 @@ def estimate(
 
     Args:
         name_or_path: see `published.model`.
-        hardware: a device's name.
+        hardware: a device's name, or 8xh100-sxm for eight that share every layer.
         workload: prompt and new tokens of a request, like 128/1024.
-        gpus: over how many every layer is split.
         dtypes: weights and cache, like float8/float8; the best the device has when empty.
         costs: roofline, public, or the path of a measured table.
         reserve: memory of each GPU that neither weights nor cache may take.
     """
     shape, blocks = model(name_or_path)
-    found = device(hardware)
+    gpus, name = _machine(hardware)
+    found = device(name)
     asked = workload_of(workload, dtypes or _usual(found), BATCHES)
     engine = Engine(reserve_bytes=_bytes(reserve))
-    source = open_source(costs, shape, asked, hardware, gpus)
+    source = open_source(costs, shape, asked, name, gpus)
     whole = Model.of(source, blocks, found, engine)
     largest = whole.saturated()
     smaller = (whole.at(float(batch)) for batch in BATCHES if batch < largest.batch)
     return Estimate(whole, (*smaller, largest))
+
+
+def _machine(hardware: str) -> tuple[int, str]:
+    """How many GPUs, and of which device."""
+    match = re.fullmatch(r"(?:([1-9]\d*) ?x ?)?(.+)", hardware.strip())
+    assert match
+    return int(match[1] or 1), match[2]
 
 
 def _usual(device: Device) -> str:

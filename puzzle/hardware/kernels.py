@@ -18,7 +18,7 @@ from puzzle.hardware.source import Timed
 ACTIVATION_BYTES = 2
 # Decode attention over a float8 cache converts every number before it multiplies: the operations a
 # second where that binds. Fitted to TensorRT-LLM 0.17's published throughputs; models of four and
-# of eight query heads a KV head give the same within 3 % (benchmarks/throughput.py).
+# of eight query heads a KV head give the same within 6 % (benchmarks/throughput.py).
 FLOAT8_CACHE_TFLOPS = 56.0
 
 

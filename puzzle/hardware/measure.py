@@ -1,8 +1,9 @@
 """Time halves of layers on the device at hand: the modules that are exported, with a KV cache.
 
-What is timed is what would run: `PuzzleLayer` with torch's kernels, in one pass that reads prompts
-or makes one token each at a given context. Weights rotate among copies that no cache holds, as
-those of a whole model do. Seconds are medians; on CUDA between events.
+What is timed is what would run, in one pass that reads prompts or makes one token each at a given
+context: `PuzzleLayer` with torch's kernels, or the same half on our own (`kernel_half.py`). Weights
+rotate among copies that no cache holds, as those of a whole model do. Seconds are medians; on CUDA
+between events.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Case:
     phase: str  # prefill or decode
     batch: int
     length: int  # of the prompts, or the context that the new token sees
+    kernels: str = "torch"  # whose they are: torch or triton
 
 
 class Bench:
@@ -46,18 +48,37 @@ class Bench:
     def time(self, case: Case) -> tuple[float, float]:
         """Seconds of one pass, and the middle half's spread over them."""
         with torch.inference_mode():
-            run = self._outside(case) if case.half is None else self._half(case, case.half)
-            return self._sample(run)
+            if case.half is None:
+                return self._sample(self._outside(case))
+            ask = self._on_kernels if case.kernels == "triton" else self._on_torch
+            return self._sample(ask(case, case.half))
 
     @cached_property
     def _rotary(self) -> Any:
         return rotary(child_config(self.config, [EMPTY])).to(self.device)
 
-    def _half(self, case: Case, half: Block) -> Callable[[], object]:
-        layers = cycle(self._copies(half, lambda: random_layer(self.config, half, self._to)))
+    def _on_kernels(self, case: Case, half: Block) -> Callable[[], object]:
+        from puzzle.hardware.kernel_half import KernelHalf, Past
+
+        halves = cycle([KernelHalf(layer) for layer in self._layers(half)])
+        stream, positions = self._stream(case)
+        keys, values = self._past(half, case.batch, case.length)
+        cos, sin = self._rotary(stream, position_ids=positions)
+        return lambda: next(halves)(stream, Past(cos, sin, keys, values))
+
+    def _layers(self, half: Block) -> list[PuzzleLayer]:
+        return self._copies(half, lambda: random_layer(self.config, half, self._to))
+
+    def _stream(self, case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+        """The residual stream that enters a pass, and the positions of its tokens."""
         tokens, past = (case.length, 0) if case.phase == "prefill" else (1, case.length - 1)
         stream = torch.randn(case.batch, tokens, self.config.hidden_size, **self._to)
-        positions = torch.arange(past, past + tokens, device=self.device).unsqueeze(0)
+        return stream, torch.arange(past, past + tokens, device=self.device).unsqueeze(0)
+
+    def _on_torch(self, case: Case, half: Block) -> Callable[[], object]:
+        layers = cycle(self._layers(half))
+        stream, positions = self._stream(case)
+        past = case.length - stream.shape[1]
         keys, values = self._past(half, case.batch, past)
         window = half.attention.window if isinstance(half.attention, GQA) else None
         masks = layer_masks(

@@ -29,7 +29,6 @@ from puzzle.space import layer_blocks
 if TYPE_CHECKING:
     from puzzle.hardware.measure import Case
 
-KERNELS = "torch"  # the column: whose kernels ran
 SETUP_S, SAMPLES, LEAST_S = 0.1, 9, 0.3  # what one timing takes, for the plan
 
 
@@ -55,25 +54,35 @@ class Profile:
             "decode": sorted({work.prompt_tokens + 1, work.total_tokens}),
         }
         return [
-            Case(half, phase, batch, length)
+            Case(half, phase, batch, length, kernels)
             for half in (None, *parts)
+            for kernels in (self.columns() if half else ["torch"])
             for phase, sizes in lengths.items()
             for length in sizes
             for batch in work.batches
         ]
 
+    def columns(self) -> list[str]:
+        """Whose kernels to time: torch's, and on a GPU ours where they know the family."""
+        ours = _torch_device() == "cuda" and config_of(self.name)["model_type"] == "llama"
+        return ["torch", "triton"] if ours else ["torch"]
+
     def missing(self) -> list[Case]:
         """The cases that the table does not hold yet."""
-        held = {(t.shape, t.device, t.half, t.phase, t.batch, t.length) for t in self.timings()}
-        prefix = (shape_key(model(self.name)[0]), device_name())
-        return [case for case in self.cases() if (*prefix, *_key(case)) not in held]
+        here = (shape_key(model(self.name)[0]), device_name())
+        held = {
+            (t.half, t.phase, t.batch, t.length, t.kernels)
+            for t in self.timings()
+            if (t.shape, t.device) == here
+        }
+        return [case for case in self.cases() if _key(case) not in held]
 
     def timings(self) -> list[Timing]:
         """What the table holds in these types."""
         if not self.table.exists():
             return []
-        wanted = (self.workload.weights, self.workload.kv, KERNELS)
-        return [t for t in read_table(self.table) if (t.weights, t.kv, t.kernels) == wanted]
+        wanted = (self.workload.weights, self.workload.kv)
+        return [t for t in read_table(self.table) if (t.weights, t.kv) == wanted]
 
     def plan(self) -> list[tuple[str, int, float]]:
         """Per half what is missing: its name, how many timings, and about how many seconds."""
@@ -111,12 +120,12 @@ class Profile:
         shape, work = shape_key(model(self.name)[0]), self.workload
         for case in self.missing():
             seconds, spread = bench.time(case)
-            half, phase, batch, length = _key(case)
+            half, phase, batch, length, kernels = _key(case)
             yield Timing(
                 *(device_name(), shape, half, phase, batch, length, work.weights, work.kv),
                 seconds=round(seconds, 9),
                 spread=round(spread, 4),
-                kernels=KERNELS,
+                kernels=kernels,
             )
 
 
@@ -159,8 +168,8 @@ def _without(fields: dict[str, Any], *names: str) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if key not in names}
 
 
-def _key(case: Case) -> tuple[str, str, int, int]:
-    return _name(case.half), case.phase, case.batch, case.length
+def _key(case: Case) -> tuple[str, str, int, int, str]:
+    return _name(case.half), case.phase, case.batch, case.length, case.kernels
 
 
 def _name(half: Block | None) -> str:

@@ -49,7 +49,7 @@ class Served:
     batch: float  # requests in flight
     bound: str  # what keeps it from being larger
     tokens_per_s: float  # generated tokens per second per GPU
-    ttft_s: float  # of a request that need not wait
+    ttft_s: float  # of a pass that reads prompts, as many as enter together; no waiting for it
     tpot_s: float
     gpus: int
     params: int

@@ -7,7 +7,7 @@ from puzzle.hardware.estimate import estimate
 
 
 def test_the_papers_models_on_its_hardware():
-    parent = estimate("llama-3.1-70b", "h100-sxm", "128/1024", gpus=4).best
+    parent = estimate("llama-3.1-70b", "4xh100-sxm", "128/1024").best
     child = estimate("nemotron-super-49b", "h100-sxm", "128/1024").best
     assert 1.7 < child.tokens_per_s / parent.tokens_per_s < 2.5
     assert child.params == 49_867_145_216
@@ -43,7 +43,7 @@ def test_types_and_reserve_are_inputs():
         ({"reserve": "2 s"}, "reserve is '2 s', expected an amount of memory like 2 GB"),
         ({"reserve": "much"}, "reserve: 'much' is not a number with a unit"),
         ({"hardware": "h100"}, "hardware 'h100' is unknown; did you mean"),
-        ({"gpus": 3}, "no link between 3 of these GPUs"),
+        ({"hardware": "3 x h100-sxm"}, "no link between 3 of these GPUs"),
         ({"workload": "200000/10"}, "the workload needs 200010 positions"),
         ({"dtypes": "bfloat16"}, "take more GPUs, smaller weights, or shorter requests"),
     ],

@@ -8,12 +8,15 @@ import torch
 from puzzle.blocks.variant import Block
 from puzzle.config import Space
 from puzzle.errors import PuzzleError
+from puzzle.export.modeling_puzzle import CACHE, layer_masks
 from puzzle.hardware import here, measure
 from puzzle.hardware.devices import device
 from puzzle.hardware.estimate import estimate, workload_of
-from puzzle.hardware.measure import Bench, Case, random_layer, random_model
+from puzzle.hardware.kernel_half import KernelHalf, Past
+from puzzle.hardware.measure import Bench, Case, filled_cache, random_layer, random_model
 from puzzle.hardware.profile import Profile, batches_of, transformers_config
 from puzzle.hardware.tables import read_table
+from puzzle.modules import child_config
 
 TINY = {
     "model_type": "llama",
@@ -84,6 +87,43 @@ def test_types_that_torch_does_not_run_are_refused(config, tmp_path):
         Profile(str(config), asked, tmp_path / "t.csv", SPACE).run()
     with pytest.raises(PuzzleError, match="batches 'few' are not whole numbers"):
         batches_of("few")
+
+
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+@pytest.mark.parametrize(
+    "half", ["gqa2+noop", "gqa1w4+noop", "noop+ffn48", "linear+noop", "noop+linear"]
+)
+def test_our_kernels_give_the_layers_numbers(config, half, phase):
+    block = Block.parse(half)
+    bench = Bench(transformers_config(str(config)), torch.float32, "cpu")
+    layer = random_layer(bench.config, block, CPU)
+    case = Case(block, phase, 2, 8, "triton")
+    assert bench.time(case)[0] > 0
+    torch.manual_seed(0)
+    stream, positions = bench._stream(case)
+    keys, values = bench._past(block, 2, 8)
+    before = 8 - stream.shape[1]
+    cos, sin = angles = bench._rotary(stream, position_ids=positions)
+    cache = filled_cache(keys[:, :, :before].clone(), values[:, :, :before].clone())
+    window = layer.window
+    masks = layer_masks(
+        child_config(bench.config, [block]),
+        {window},
+        inputs_embeds=stream,
+        attention_mask=None,
+        cache=cache,
+        position_ids=positions,
+    )
+    expected = layer(
+        stream,
+        attention_mask=masks[window],
+        position_ids=positions,
+        position_embeddings=angles,
+        use_cache=True,
+        **{CACHE: cache},
+    )
+    found = KernelHalf(layer)(stream, Past(cos, sin, keys, values))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
