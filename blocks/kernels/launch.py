@@ -49,7 +49,7 @@ LAUNCHES: dict[str, Launch] = {
     "gqa_prefill-64": Launch({"BLOCK_T": 128, "BLOCK_S": 128}, warps=8, stages=3),
     "gqa_prefill-128": Launch({"BLOCK_T": 128, "BLOCK_S": 128}, warps=8, stages=2),
     "gqa_prefill-256": Launch({"BLOCK_T": 128, "BLOCK_S": 32}, warps=8, stages=3),
-    "gqa_prefill-fp32": Launch({"BLOCK_T": 32, "BLOCK_S": 16}, warps=4, stages=2),
+    "gqa_prefill-fp32": Launch({"BLOCK_T": 32, "BLOCK_S": 16}, warps=8, stages=2),
     "gqa_decode": Launch({"BLOCK_S": 64}, warps=4, stages=3),
     "gqa_decode-fp32": Launch({"BLOCK_S": 32}, warps=4, stages=2),
     "gqa_decode-combine": Launch({}, warps=4),
