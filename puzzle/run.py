@@ -68,6 +68,8 @@ class Run:
                 raise PuzzleError(
                     f"{self.folder} is in use by {holder}; wait for it, or choose another --out"
                 ) from None
+            for torn in self.folder.rglob(".*.tmp"):  # of a process that was killed while writing
+                torn.unlink()
             file.truncate(0)
             since = time.strftime("%Y-%m-%d %H:%M:%S")
             file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")

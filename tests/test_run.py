@@ -231,3 +231,13 @@ def test_plain_files_are_written_whole(run: Run) -> None:
     path = run.write_text("report/index.html", "<p>é</p>")
     assert path.read_text() == "<p>é</p>"
     assert files(run) == {"report/index.html"}
+
+
+def test_what_a_killed_process_was_writing_is_swept_away(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.save("scores/L00", {"a": 1}, "print")
+    torn = tmp_path / "run" / "scores" / ".L01.json.123.tmp"
+    torn.write_text("{")
+    with run.locked():
+        assert not torn.exists()
+    assert run.load("scores/L00") == {"a": 1}

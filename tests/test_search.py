@@ -173,3 +173,28 @@ def test_too_little_text_says_how_much_there_is(tiny_parent: str, tmp_path: Path
 def test_an_empty_run_directory_has_nothing_to_show(tmp_path: Path) -> None:
     with pytest.raises(PuzzleError, match="there is no run in"):
         open_result(tmp_path)
+
+
+@pytest.mark.slow
+def test_on_the_embedded_parent_the_child_means_something(tmp_path: Path) -> None:
+    """It changes both halves, mixes blocks, and loses clearly less than the uniform child."""
+    few = [
+        "tokens.calibration=8192",
+        "tokens.evaluation=4096",
+        "distill.tokens=4096",
+        "heal.tokens=8192",
+        "evaluate.items=50",
+    ]
+    result = search(out=tmp_path / "run", settings=few)
+    blocks, own = result.architecture.blocks, result.models["parent"]["blocks"]
+    assert len(set(blocks)) >= 3
+    assert len({block.attention for block in blocks}) > 1
+    assert len({block.ffn for block in blocks}) > 1
+    assert str(blocks[0]) != own[0]
+    kl = {
+        model: result.value("KL to the parent", model) for model in ("uniform", "child", "healed")
+    }
+    assert kl["child"] < 0.8 * kl["uniform"]
+    assert kl["healed"] < kl["child"]
+    losses = result.scores[result.scores["loss"] > 0].groupby("layer")["loss"].median()
+    assert losses.max() > 1.5 * losses.min()  # layers differ

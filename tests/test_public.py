@@ -1,0 +1,34 @@
+"""The public names: lazy, and functions even where a module has the same name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import puzzle
+
+
+@pytest.mark.parametrize("name", puzzle.__all__)
+def test_every_public_name_is_there(name: str) -> None:
+    assert getattr(puzzle, name) is not None
+
+
+def test_the_list_of_names_is_the_list_of_homes() -> None:
+    assert sorted(puzzle.__all__) == sorted(puzzle._PUBLIC)
+
+
+def test_importing_the_module_first_leaves_the_function() -> None:
+    code = (
+        "import puzzle.search, puzzle\n"
+        "from puzzle.search import solve\n"
+        "assert type(puzzle.search).__name__ == 'function'\n"
+        "assert puzzle.solve is solve\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'serch'"):
+        _ = puzzle.serch
