@@ -9,6 +9,7 @@ kept in runs/throughput_cpu and not measured again.
 from __future__ import annotations
 
 import json
+import os
 import random
 import statistics
 import time
@@ -38,13 +39,17 @@ MODEL = Path(__file__).parents[1] / "checkpoints" / "smollm2-135m"
 FOLDER = Path(__file__).parents[1] / "runs" / "throughput_cpu"
 CHILDREN, REPEATS = 20, 5
 ATTENTION = ("gqa3", "gqa1", "linear", "noop")
-FFN = ("1536", "1280", "1024", "768", "512", "256")
+FFN = (1536, 1280, 1024, 768, 512, 256)
+QUIET = 1.5  # load average above which times are of the neighbours
 WORK = Workload(prompt_tokens=128, new_tokens=64, batches=(1,), weights="float32", kv="float32")
 
 
 def measured() -> None:
     """Time halves, then children; print and write the errors."""
     FOLDER.mkdir(parents=True, exist_ok=True)
+    load = os.getloadavg()[0]
+    if load > QUIET:
+        print(f"the load is {load:.1f}: stop what else runs, or the times will not be this code's")
     space = Space(attention=ATTENTION, ffn=(*map("ffn{}".format, FFN), "linear", "noop"))
     profile = Profile(str(MODEL), WORK, FOLDER / "halves.csv", space)
     profile.run()
@@ -63,7 +68,7 @@ def measured() -> None:
                 **times,
             }
         )
-    figures = summary(rows)
+    figures = {**summary(rows), "load_average": round(load, 2)}
     print(json.dumps(figures, indent=1))
     print("wrote", record.write("throughput_cpu", figures, rows))
 
@@ -79,13 +84,16 @@ def children(layers: int) -> list[list[Block]]:
 
 
 def _block(draw: random.Random, kept: float) -> Block:
-    attention = "gqa3" if draw.random() < kept else draw.choice(ATTENTION)
-    width = "ffn1536" if draw.random() < kept else draw.choice(["linear", "noop", *_widths()])
-    return Block(parse_attention(attention), parse_ffn(width))
+    others = [f"ffn{width}" for width in FFN] + ["linear"]
+    attention = _pick(draw, kept, "gqa3", ["gqa3", "gqa1", "linear"])
+    return Block(parse_attention(attention), parse_ffn(_pick(draw, kept, "ffn1536", others)))
 
 
-def _widths() -> list[str]:
-    return [f"ffn{width}" for width in FFN]
+def _pick(draw: random.Random, kept: float, own: str, others: list[str]) -> str:
+    """The parent's, or else another; the less is kept, the more of these are no-ops."""
+    if draw.random() < kept:
+        return own
+    return draw.choice(others) if draw.random() < kept else "noop"
 
 
 def timed(layers: int) -> list[dict[str, float]]:
