@@ -69,24 +69,22 @@ class Bench:
         """Ours first, then the peers at hand."""
         return ["auto", "pulp-cbc", *(["python-mip"] if self.mip_python else [])]
 
-    def solved(self, solver: str, problem: Problem, limit_s: float) -> Row:
-        """One solve in its own process, checked in integers."""
+    def solved(
+        self, solver: str, problem: Problem, limit_s: float, cpu_limit_s: float = PEER_S
+    ) -> Row:
+        """One solve in its own process, checked in integers; CBC peers have a limit on CPU time."""
         python = self.mip_python if solver == "python-mip" else sys.executable
         with tempfile.TemporaryDirectory() as folder:
             tables, task = Path(folder) / "tables.json", Path(folder) / "task.json"
             tables.write_text(problem.to_json())
-            repeats = 3 if solver == "auto" else 1
-            task.write_text(
-                json.dumps(
-                    {
-                        "solver": solver,
-                        "tables": str(tables),
-                        "limit_s": limit_s,
-                        "repeats": repeats,
-                        "cpu_limit_s": PEER_S if solver in CBC else None,
-                    }
-                )
-            )
+            asked = {
+                "solver": solver,
+                "tables": str(tables),
+                "limit_s": limit_s,
+                "repeats": 3 if solver == "auto" else 1,
+                "cpu_limit_s": cpu_limit_s if solver in CBC else None,
+            }
+            task.write_text(json.dumps(asked))
             run = subprocess.run(
                 [str(python), str(HERE / "solver_peers.py"), str(task)],
                 capture_output=True,
@@ -94,7 +92,7 @@ class Bench:
                 check=False,
             )
         if run.returncode == -signal.SIGXCPU:
-            return {"finished": False, "cpu_s": PEER_S}
+            return {"finished": False, "cpu_s": cpu_limit_s}
         if run.returncode:
             raise RuntimeError(f"{solver}: {run.stderr.strip()[-500:]}")
         found = json.loads(run.stdout.strip().splitlines()[-1])
@@ -112,13 +110,16 @@ def grid(bench: Bench) -> None:
     for kind, family, budgets, share in GRID:
         problem = instance(family, kind, budgets=budgets, share=share, seed=0)
         key = {"family": family, "kind": kind, "budgets": budgets, "share": share, "seed": 0}
+        peer_s = PEER_S
         for solver in bench.solvers():
-            bench.row(
-                lambda s=solver, p=problem: bench.solved(s, p, WALL_S),
+            row = bench.row(
+                lambda s=solver, p=problem, t=peer_s: bench.solved(s, p, WALL_S, t),
                 part="grid",
                 **key,
                 solver=solver,
             )
+            # Time enough for a ratio of 4, so that no ratio below 3 is the limit's doing.
+            peer_s = max(peer_s, math.ceil(4 * row["cpu_s"])) if solver == "auto" else peer_s
 
 
 def million(bench: Bench) -> None:

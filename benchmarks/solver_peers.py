@@ -9,6 +9,7 @@ because python-mip and OR-Tools cannot be loaded together.
 from __future__ import annotations
 
 import json
+import math
 import resource
 import sys
 from collections.abc import Callable
@@ -136,7 +137,7 @@ def main(task: Tables) -> Tables:
         tables["loss"] = [np.array(group) for group in tables["loss"]]
         tables["cost"] = {k: [np.array(g) for g in v] for k, v in tables["cost"].items()}
     if task["cpu_limit_s"]:
-        limit = int(cpu_s() + task["cpu_limit_s"])
+        limit = math.ceil(cpu_s() + task["cpu_limit_s"])
         resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 5))
     for _ in range(task["repeats"]):
         before = cpu_s()
