@@ -64,8 +64,9 @@ class Profile:
 
     def columns(self) -> list[str]:
         """Whose kernels to time: torch's, and on a GPU ours where they know the family."""
-        ours = _torch_device() == "cuda" and config_of(self.name)["model_type"] == "llama"
-        return ["torch", "triton"] if ours else ["torch"]
+        shape, family = model(self.name)[0], config_of(self.name)["model_type"]
+        plain = family == "llama" and not (shape.qkv_bias or shape.mlp_bias)
+        return ["torch", "triton"] if plain and _torch_device() == "cuda" else ["torch"]
 
     def missing(self) -> list[Case]:
         """The cases that the table does not hold yet."""

@@ -21,8 +21,11 @@ from typing import Any
 from puzzle.blocks.variant import GQA, Block
 from puzzle.budget import Workload
 from puzzle.errors import PuzzleError
+from puzzle.hardware.devices import device
 from puzzle.hardware.interpolate import lookup
+from puzzle.hardware.kernels import Roofline
 from puzzle.hardware.modeled import Modeled
+from puzzle.hardware.public import Public
 from puzzle.hardware.source import EXTRAPOLATED, Source, Step, Timed
 from puzzle.shape import Shape
 
@@ -104,20 +107,17 @@ class Measured:
         """The timings of this shape, weights and cache; PuzzleError when there are none."""
         timings, key = read_table(path), shape_key(rest.shape)
         wanted = (key, rest.workload.weights, rest.workload.kv)
-        grids: dict[tuple[str, str], Grid] = {}
-        for timing in timings:
-            if (timing.shape, timing.weights, timing.kv) == wanted:
-                grid = grids.setdefault((timing.half, timing.phase), {})
-                by_batch = grid.setdefault(float(timing.length), {})
-                known = by_batch.get(float(timing.batch), timing.seconds)
-                by_batch[float(timing.batch)] = min(known, timing.seconds)
-        if not grids:
+        found = [t for t in timings if (t.shape, t.weights, t.kv) == wanted]
+        devices = sorted({timing.device for timing in found})
+        if len(devices) > 1:
+            raise PuzzleError(f"{path} mixes {' and '.join(devices)}; keep a table a device")
+        if not found:
             held = sorted({f"{t.shape} {t.weights} {t.kv}" for t in timings})
             raise PuzzleError(
                 f"{path} times {', '.join(held) or 'nothing'}, not {' '.join(wanted)}; "
                 "run puzzle profile for this model and workload"
             )
-        return cls(path.name, grids, rest)
+        return cls(path.name, _grids(found), rest)
 
     @property
     def shape(self) -> Shape:
@@ -159,6 +159,16 @@ class Measured:
         return found
 
 
+def _grids(timings: Iterable[Timing]) -> dict[tuple[str, str], Grid]:
+    grids: dict[tuple[str, str], Grid] = {}
+    for timing in timings:
+        grid = grids.setdefault((timing.half, timing.phase), {})
+        by_batch = grid.setdefault(float(timing.length), {})
+        known = by_batch.get(float(timing.batch), timing.seconds)
+        by_batch[float(timing.batch)] = min(known, timing.seconds)
+    return grids
+
+
 def _timing(path: Path, line: int, row: Mapping[str, Any]) -> Timing:
     try:
         values = {column.name: _READERS[str(column.type)](row[column.name]) for column in _FIELDS}
@@ -177,10 +187,6 @@ def open_source(
     Raises:
         PuzzleError: an unknown device, tables that are not there or not of this model.
     """
-    from puzzle.hardware.devices import device
-    from puzzle.hardware.kernels import Roofline
-    from puzzle.hardware.public import Public
-
     modeled = Modeled(Roofline(device(hardware)), shape, workload, gpus)
     if costs == "roofline":
         return modeled

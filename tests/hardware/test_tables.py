@@ -163,6 +163,10 @@ def test_on_eight_gpus_prices_are_of_one_of_them():
 def test_mistakes_are_sentences(table, tmp_path):
     with pytest.raises(PuzzleError, match=r"times 4096-32x128-v128256 bfloat16 bfloat16, not 8192"):
         open_source(str(table), model("llama-3.1-70b")[0], WORK, "h100-sxm")
+    mixed = tmp_path / "mixed.csv"
+    write_table(mixed, [*TIMINGS, replace(TIMINGS[0], device="yours")])
+    with pytest.raises(PuzzleError, match=r"mixed\.csv mixes mine and yours"):
+        open_source(str(mixed), SHAPE, WORK, "h100-sxm")
     with pytest.raises(PuzzleError, match="was measured on one GPU"):
         open_source(str(table), SHAPE, WORK, "h100-sxm", gpus=2)
     with pytest.raises(PuzzleError, match="costs 'nowhere' is not a file; take roofline, public"):
