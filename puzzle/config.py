@@ -103,6 +103,7 @@ class Config(StrictModel):
     model: str = "embedded"  # or a checkpoint folder, or a hub id
     data: str = "embedded"  # or text files, or a hub dataset
     budget: str = "h100-1gpu"  # or a budget's YAML file
+    costs: str = "data sheet"  # or roofline, public (tables), or the path of a measured table
     target: Literal["vllm", "hf"] = "vllm"  # the engine that must load the child
     seed: NonNegativeInt = 0
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the search's own arithmetic

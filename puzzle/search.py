@@ -33,7 +33,7 @@ from puzzle.evaluate import evaluate
 from puzzle.export.checkpoint import write_checkpoint
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
 from puzzle.export.targets import check_family
-from puzzle.hardware.price import price
+from puzzle.hardware.price import cost_source, price
 from puzzle.hardware.throughput import reference_of
 from puzzle.heal import Course, heal
 from puzzle.library import Library
@@ -87,7 +87,7 @@ def solve(out: str | Path, budget: str) -> Result:
     with run.locked():
         parent = open_parent(config.model, config.dtype)
         space = layer_blocks(parent.blocks, config.space, config.target)
-        menu = _menu(parent, losses(run, space), load_budget(budget))
+        menu = _menu(parent, losses(run, space), load_budget(budget), config.costs)
         _choose(Library(run, parent), menu, config.choose.finalists)
         return Result(run, menu.budget.name)
 
@@ -96,7 +96,7 @@ def _search(run: Run, config: Config) -> Result:
     parent, budget = open_parent(config.model, config.dtype), load_budget(config.budget)
     check_family(config.target, parent.family)
     space = layer_blocks(parent.blocks, config.space, config.target)
-    _require_feasible(parent, space, budget)
+    _require_feasible(parent, space, budget, config.costs)
     texts = corpus.splits(
         config.data,
         parent.tokenizer,
@@ -115,7 +115,7 @@ def _search(run: Run, config: Config) -> Result:
     with run.stage("scores"):
         score(run, library, space, (traced, made))
     with run.stage("choose"):
-        menu = _menu(parent, losses(run, space), budget)
+        menu = _menu(parent, losses(run, space), budget, config.costs)
         choice, plain = _choose(library, menu, config.choose.finalists)
     with run.stage("heal"):
         teacher, child = assemble(library, parent.blocks), assemble(library, choice.blocks)
@@ -154,15 +154,19 @@ def _search(run: Run, config: Config) -> Result:
     return result
 
 
-def _menu(parent: Parent, losses: Losses, budget: Budget) -> Menu:
+def _menu(parent: Parent, losses: Losses, budget: Budget, costs: str) -> Menu:
     """What to choose from: scores, prices and limits."""
-    prices = price(parent.shape, parent.family, [list(options) for options in losses], budget)
-    return Menu(losses, prices, budget, reference_of(parent.shape, budget))
+    shape, space = parent.shape, [list(options) for options in losses]
+    source = cost_source(costs, shape, budget)
+    prices = price(shape, parent.family, space, budget, source)
+    return Menu(losses, prices, budget, reference_of(shape, budget, source))
 
 
-def _require_feasible(parent: Parent, space: Sequence[Sequence[Block]], budget: Budget) -> None:
+def _require_feasible(
+    parent: Parent, space: Sequence[Sequence[Block]], budget: Budget, costs: str
+) -> None:
     """Let an infeasible budget say so before anything is trained: choose as if blocks were free."""
-    choose(_menu(parent, [dict.fromkeys(blocks, 0.0) for blocks in space], budget))
+    choose(_menu(parent, [dict.fromkeys(blocks, 0.0) for blocks in space], budget, costs))
 
 
 def _choose(library: Library, menu: Menu, count: int) -> tuple[Choice, Choice | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -160,6 +161,19 @@ def test_an_infeasible_budget_says_so_before_anything_is_trained(
     with pytest.raises(InfeasibleError, match="cheapest possible child has"):
         search(tiny_parent, budget=str(budget), out=tmp_path / "run", settings=SETTINGS)
     assert not list((tmp_path / "run").rglob("*.safetensors"))
+
+
+def test_another_source_of_costs_prices_the_same_blocks(
+    result: Result, tiny_parent: str, tmp_path: Path
+) -> None:
+    with pytest.raises(PuzzleError, match="take roofline, public, or a table's path"):
+        search(tiny_parent, out=tmp_path / "run", settings=[*SETTINGS, "costs=nowhere.csv"])
+    shutil.copytree(result.run.folder, tmp_path / "copy")
+    closer = search(tiny_parent, out=tmp_path / "copy", settings=[*SETTINGS, "costs=roofline"])
+    assert set(closer.costs["block"]) == set(result.costs["block"])
+    assert (closer.costs["params"] == result.costs["params"]).all()
+    assert (closer.costs["decode_s"] != result.costs["decode_s"]).any()
+    assert set(closer.costs["source"]) != set(result.costs["source"])
 
 
 def test_too_little_text_says_how_much_there_is(tiny_parent: str, tmp_path: Path) -> None:

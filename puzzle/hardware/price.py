@@ -15,8 +15,10 @@ from puzzle.hardware.cost import Cost
 from puzzle.hardware.modeled import source_of
 from puzzle.hardware.roofline import block_cost, outside_cost
 from puzzle.hardware.source import EXTRAPOLATED, Source
+from puzzle.hardware.tables import open_source
 from puzzle.shape import Shape
 
+DATA_SHEET = "data sheet"
 ROOFLINE = frozenset({"roofline of static batches"})
 Priced = tuple[Cost, frozenset[str]]  # a cost, and where its seconds come from
 Ask = Callable[[Block | None, int], Priced]  # of a block, or what lies outside, and a batch
@@ -46,6 +48,17 @@ class Prices:
             for batch, costs in self.blocks.items()
             for block, cost in [("outside", self.outside[batch]), *costs.items()]
         ]
+
+
+def cost_source(costs: str, shape: Shape, budget: Budget) -> Source | None:
+    """Where a budget's seconds come from: None is the device's data sheet, block by block.
+
+    Raises:
+        PuzzleError: tables that are not there, or not of this model or device.
+    """
+    if costs == DATA_SHEET:
+        return None
+    return open_source(costs, shape, budget.workload, budget.hardware, budget.gpus)
 
 
 def price(
