@@ -298,14 +298,14 @@ def summary(rows: list[Row]) -> dict[str, Any]:
 
 def _frontier(rows: list[Row]) -> dict[str, float]:
     peer = [row["cpu_s"] for row in rows if row["solver"] == "pulp-cbc"]
-    if not peer:
-        return {}
-    return {"frontier_ratio": statistics.mean(peer) / (rows[0]["cpu_s"] / rows[0]["points"])}
+    ours = [row["cpu_s"] / row["points"] for row in rows if row["solver"] == "auto"]
+    return {"frontier_ratio": statistics.mean(peer) / ours[0]} if peer and ours else {}
 
 
 def _batch_list(rows: list[Row]) -> dict[str, float]:
     peer = [row["cpu_s"] for row in rows if row["solver"] == "highs"]
-    return {"batch_list_ratio": sum(peer) / rows[0]["cpu_s"]} if len(peer) == len(BATCHES) else {}
+    ours = [row["cpu_s"] for row in rows if row["solver"] == "auto"]
+    return {"batch_list_ratio": sum(peer) / ours[0]} if len(peer) == len(BATCHES) and ours else {}
 
 
 def main() -> None:
