@@ -19,7 +19,7 @@ from puzzle.solver.dynamic import Search
 from puzzle.solver.milp import Answer, breaks, cp_sat
 from puzzle.solver.polish import polished
 from puzzle.solver.presolve import binding, fitting, reduce, undominated
-from puzzle.solver.problem import Ints
+from puzzle.solver.problem import Floats, Ints
 from puzzle.solver.program import Program
 from puzzle.solver.relax import Relaxation, relax
 
@@ -161,7 +161,9 @@ def _mixed_integer(
     assert start.relaxation is not None
     program, relaxation = start.program, start.relaxation
     if answer.columns is not None:
-        columns_N = _polished(program, answer.columns, deadline, share=0.25)
+        columns_N = _polished(
+            program, relaxation.multiplier_R, answer.columns, deadline, share=0.25
+        )
         answer = replace(answer, columns=columns_N)
     best = cutoff if answer.columns is None else math.fsum(program.loss_N[answer.columns])
     near_N = np.flatnonzero(relaxation.excess_N <= best - relaxation.bound)
@@ -180,12 +182,14 @@ def _mixed_integer(
     if answer.columns is None or not np.isin(answer.columns, near_N).all():
         return replace(answer, bound=bound)
     inside_N = np.searchsorted(near_N, answer.columns)
-    columns_N = near_N[_polished(smaller, inside_N, deadline, share=1.0)]
+    columns_N = near_N[_polished(smaller, relaxation.multiplier_R, inside_N, deadline, share=1.0)]
     return Answer(columns_N, min(bound, math.fsum(program.loss_N[columns_N])), "none")
 
 
-def _polished(program: Program, columns_N: Ints, deadline: float, *, share: float) -> Ints:
+def _polished(
+    program: Program, multiplier_R: Floats, columns_N: Ints, deadline: float, *, share: float
+) -> Ints:
     """Polished for at most this share of the time left."""
     now = time.perf_counter()
     until = now + share * max(0.0, deadline - now)
-    return polished(program, columns_N, deadline=until, failures=FAILURES)
+    return polished(program, multiplier_R, columns_N, deadline=until, failures=FAILURES)

@@ -13,6 +13,8 @@ from puzzle.solver import Problem, ProblemError
 from puzzle.solver.auto import bounded, enumerated
 from puzzle.solver.dynamic import Search
 from puzzle.solver.exhaustive import answers, best
+from puzzle.solver.milp import breaks
+from puzzle.solver.polish import polished
 from puzzle.solver.presolve import undominated
 from puzzle.solver.program import Program, program_of
 from puzzle.solver.relax import relax
@@ -83,3 +85,21 @@ def test_dominated_columns_are_not_needed() -> None:
         loss = best(random_problem(seed))[0]
         if math.isfinite(loss):
             assert start.bound <= loss + 1e-9, seed
+
+
+def test_polish_only_improves_and_keeps_every_limit() -> None:
+    rng = np.random.default_rng(3)
+    cost = {f"c{r}": list(rng.integers(1, 10**6, (12, 6))) for r in range(2)}
+    loss = [-(cost["c0"][g] + cost["c1"][g]) / 1e6 for g in range(12)]
+    limit = {name: int(sum(group.mean() for group in table)) for name, table in cost.items()}
+    program = program_of(Problem(loss, cost, limit))
+    cheapest_N = program.first_G[:-1] + np.array(
+        [int(np.argmin(cost["c0"][g] + cost["c1"][g])) for g in range(12)]
+    )
+    price_R = relax(program).multiplier_R
+    better_N = polished(program, price_R, cheapest_N, deadline=math.inf, failures=50)
+    assert not breaks(program, better_N)
+    least = relax(program).bound
+    assert program.loss_N[better_N].sum() <= least + 0.01 * abs(least)
+    again_N = polished(program, price_R, better_N, deadline=math.inf, failures=5)
+    assert program.loss_N[again_N].sum() <= program.loss_N[better_N].sum()
