@@ -15,9 +15,7 @@ from puzzle.units import show
 # optional package -> what it is for, and the extra that brings it
 OPTIONAL = {
     "datasets": ("hub datasets as --data", "data"),
-    "lm_eval": ("lm-eval tasks", "eval"),
     "aiconfigurator_core": ("public tables of measured kernels", "tables"),
-    "pynvml": ("the name and memory of a GPU in use", "gpu"),
 }
 
 

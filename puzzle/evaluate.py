@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from puzzle.corpus import Item
 from puzzle.export.modeling_puzzle import CACHE, PuzzleForCausalLM
 from puzzle.progress import track
+from puzzle.spread import std_error
 
 BATCH_TOKENS = 2048
 PAIRS_AT_ONCE = 128
@@ -59,11 +60,11 @@ def evaluate(
     right = torch.tensor(list(_answers(model, tokenizer, items)))
     return Evaluation(
         kl=float(kl.mean()),
-        kl_std_error=_std_error(kl),
+        kl_std_error=std_error(kl),
         perplexity=math.exp(loss.mean()),
         agreement=float(agreement.mean()),
         accuracy=float(right.mean()),
-        accuracy_std_error=_std_error(right),
+        accuracy_std_error=std_error(right),
         tokens=tokens.numel(),
         items=len(items),
     )
@@ -121,10 +122,3 @@ def _log_likelihoods(
     per_token = log_p.gather(-1, rest[..., None]).squeeze(-1)
     lengths = torch.tensor([len(ids) for ids in continuations])
     return (per_token * (torch.arange(rest.shape[1]) < lengths[:, None])).sum(-1)
-
-
-def _std_error(values: torch.Tensor) -> float:
-    """Of the mean; NaN, unknown, where there is one value."""
-    if len(values) < 2:
-        return math.nan
-    return float(values.std() / math.sqrt(len(values)))

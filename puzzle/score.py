@@ -15,7 +15,6 @@ Legend: K samples, S sequences, T tokens, D hidden.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -26,6 +25,7 @@ from puzzle.errors import PuzzleError
 from puzzle.library import Library
 from puzzle.progress import track
 from puzzle.run import Run, fingerprint
+from puzzle.spread import std_error
 
 BATCH_SEQUENCES = 8
 
@@ -79,7 +79,7 @@ def score_layer(
         relative = change.float().square().sum(-1) / leave.float().square().sum(-1)
         scores[str(block)] = {
             "loss": float(quadratic.mean()),
-            "std_error": float(quadratic.std() / math.sqrt(len(quadratic))),
+            "std_error": std_error(quadratic),
             "change": float(relative.mean()),
         }
     return scores

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.table import Table
 
 from puzzle import records
+from puzzle.budget import load_budget
 from puzzle.config import load_config
 from puzzle.parent import open_parent
 from puzzle.run import CONFIG, Run
@@ -32,7 +33,7 @@ def progress(run: Run) -> dict[str, tuple[int, int]]:
     parent = open_parent(config.model, config.dtype)
     space = layer_blocks(parent.blocks, config.space, config.target)
     layers = parent.shape.layers
-    budget = Path(config.budget).stem
+    budget = load_budget(config.budget).name
     models = ("parent", "uniform", "child", "healed")
     return {
         "trace": (len(run.names("trace/*/*/*")), 3 * layers + 2),

@@ -19,8 +19,6 @@ from puzzle.blocks.kernels.rope import rope
 from puzzle.blocks.kernels.swiglu import swiglu_ffn
 from puzzle.export.modeling_puzzle import LinearAttention, LinearMLP, PuzzleLayer
 
-FAMILY = "llama"  # whose norms, gates and rotation these are
-
 
 @dataclass(frozen=True)
 class Past:

@@ -27,11 +27,6 @@ NAMES: dict[str, str] = {"bfloat16": "bfloat16", "float8": "fp8", "int4": "int4_
 MS = 1e-3
 
 
-def available() -> bool:
-    """Whether the package is installed."""
-    return importlib.util.find_spec(PACKAGE) is not None
-
-
 @dataclass(frozen=True)
 class Public:
     """Kernels by table; `rest` answers where there is none."""
