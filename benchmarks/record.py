@@ -27,7 +27,7 @@ def write(name: str, summary: dict[str, Any], rows: list[dict[str, Any]]) -> Pat
         "machine": machine(),
         "versions": versions(),
         "commit": commit(),
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", *map(_portable, sys.argv)]),
     }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
@@ -35,6 +35,11 @@ def write(name: str, summary: dict[str, Any], rows: list[dict[str, Any]]) -> Pat
     temporary.write_text(json.dumps(record, indent=1) + "\n")
     os.replace(temporary, path)
     return path
+
+
+def _portable(word: str) -> str:
+    """A word of the command line; of an absolute path only the last part."""
+    return Path(word).name if Path(word).is_absolute() else word
 
 
 def machine() -> dict[str, Any]:
