@@ -11,9 +11,12 @@ Legend: N tokens, F features, D hidden.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+
+Tokens = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 RIDGE = 1e-3  # of the mean feature energy
 
@@ -26,21 +29,19 @@ class NormalEquations:
     cross: torch.Tensor
 
     @classmethod
-    def zeros(cls, features: int, outputs: int) -> NormalEquations:
-        """No tokens yet."""
-        return cls(
-            torch.zeros(features, features, dtype=torch.float64),
-            torch.zeros(features, outputs, dtype=torch.float64),
-        )
+    def of(cls, tokens: Iterable[Tokens], features: int, outputs: int) -> NormalEquations:
+        """The sums over batches of x [N, F], y [N, D] and token weights [N].
 
-    def plus(
-        self, x_NF: torch.Tensor, y_ND: torch.Tensor, weight_N: torch.Tensor
-    ) -> NormalEquations:
-        """These equations with N more tokens; products in float32, sums in float64."""
-        weighted_FN = (x_NF * weight_N[:, None]).T
-        return NormalEquations(
-            self.gram + (weighted_FN @ x_NF).double(), self.cross + (weighted_FN @ y_ND).double()
-        )
+        Products in float32, sums in float64: a batch is short, so float32 loses nothing there,
+        and no sum over many tokens drowns the small ones.
+        """
+        gram = torch.zeros(features, features, dtype=torch.float64)
+        cross = torch.zeros(features, outputs, dtype=torch.float64)
+        for x_NF, y_ND, weight_N in tokens:
+            weighted_FN = (x_NF * weight_N[:, None]).T
+            gram += weighted_FN @ x_NF
+            cross += weighted_FN @ y_ND
+        return cls(gram, cross)
 
     def features(self, kept: torch.Tensor) -> NormalEquations:
         """The equations of a subset of the features."""
@@ -54,8 +55,14 @@ class NormalEquations:
         """
         start = start_DF.double().T
         ridge = RIDGE * self.gram.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
-        system = self.gram + ridge * torch.eye(len(self.gram), dtype=torch.float64)
-        change = torch.linalg.solve(system, self.cross - self.gram @ start)
+        wanted = self.cross - self.gram @ start
+        system = self.gram.clone()
+        system.diagonal().add_(ridge)
+        factor, failed = torch.linalg.cholesky_ex(system)
+        if failed:  # float32's rounding reached the ridge
+            change = torch.linalg.solve(system, wanted)
+        else:
+            change = torch.cholesky_solve(wanted, factor)
         return (start + change).T.to(start_DF.dtype)
 
 

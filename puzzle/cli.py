@@ -50,11 +50,13 @@ def search(
     With no option at all, on the embedded parent and corpus.
     """
     from puzzle import search as search_for
+    from puzzle.ranks import here
 
     result = search_for(
         model, data=data, budget=budget, out=out, config=config, settings=settings or ()
     )
-    _show(result)
+    if here().leads:
+        _show(result)
 
 
 @app.command()

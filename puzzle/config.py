@@ -14,11 +14,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PlainSerializer,
+    PlainValidator,
+    PositiveFloat,
+    PositiveInt,
+)
 
 from puzzle.blocks.variant import parse_attention, parse_ffn
 from puzzle.errors import PuzzleError
 from puzzle.strict_yaml import Document, Override, StrictModel
+from puzzle.units import Quantity, parse
 
 
 def _space_entry(parse: Callable[[str], object]) -> Callable[[str], str]:
@@ -40,6 +49,19 @@ def _space_entry(parse: Callable[[str], object]) -> Callable[[str], str]:
 
 AttentionEntry = Annotated[str, AfterValidator(_space_entry(parse_attention))]
 FFNEntry = Annotated[str, AfterValidator(_space_entry(parse_ffn))]
+
+
+def _size(value: object) -> Quantity:
+    try:
+        amount = parse(str(value))
+    except ValueError:
+        amount = None
+    if not isinstance(amount, Quantity) or amount.unit != "B":
+        raise ValueError("expected an amount like 8 GiB")
+    return amount
+
+
+Size = Annotated[Quantity, PlainValidator(_size), PlainSerializer(str)]
 
 
 class Space(StrictModel):
@@ -67,6 +89,7 @@ class Distill(StrictModel):
     tokens: NonNegativeInt = 65_536
     batch_tokens: PositiveInt = 2_048
     learning_rate: PositiveFloat = 1e-3
+    coupled: bool = False  # train every composed block as a whole too: for a narrow space
 
 
 class Scoring(StrictModel):
@@ -97,6 +120,13 @@ class Heal(StrictModel):
     kl: NonNegativeFloat = 1.0
 
 
+class Ceiling(StrictModel):
+    """What a search may take: disk for its streams, resident memory for each process."""
+
+    disk: Size | None = None
+    memory: Size | None = None
+
+
 class Config(StrictModel):
     """One run, whole; what is not said is the embedded demonstration."""
 
@@ -115,6 +145,7 @@ class Config(StrictModel):
     choose: Choose = Choose()
     heal: Heal = Heal()
     evaluate: Evaluate = Evaluate()
+    ceiling: Ceiling = Ceiling()
 
     def to_yaml(self) -> str:
         """The configuration as YAML that `load_config` reads back to the same value."""

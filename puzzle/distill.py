@@ -3,121 +3,199 @@
 Decoupled blockwise local distillation (Puzzle, arXiv 2411.19146, section 3): an attention variant
 is trained with the parent's FFN frozen behind it, an FFN variant with the parent's attention
 frozen before it, and halves are composed afterwards: m + n trainings a layer instead of m n.
+Coupled, for a space narrowed by a first search, composed blocks are trained whole from there.
 
 Each half starts from the parent's weights (sliced, pooled or multiplied), has its last matrix
-refit in closed form, keeps the better of the two on held-out tokens, and is trained from there;
-the training is kept only where it lowered the held-out loss. No variant ends worse than it began.
+refit in closed form, and is trained from the better of the two. Better is judged by the Fisher
+score on the scoring split, also while training: a variant stops where it no longer improves, and
+none ends worse than it began. All variants of a layer learn from the same batches of the same
+streams.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
-from puzzle import records
+from puzzle import ranks, records
 from puzzle.blocks.variant import Block
 from puzzle.config import Distill
-from puzzle.export.modeling_puzzle import PuzzleLayer
 from puzzle.lesson import Lesson, Streams
-from puzzle.modules import Weights, build_layer
+from puzzle.library import Library, is_half
+from puzzle.modules import Weights
 from puzzle.parent import Parent
 from puzzle.progress import track
 from puzzle.run import Run, fingerprint
+from puzzle.window import Window
 
 WARMUP = 0.05  # of the steps
+CHECKS = 4  # of the score while a window teaches
+PATIENCE = 2  # checks in a row without a new best, after which a piece is left as it was best
+STATE_BYTES = 16  # of a parameter in training: float32 itself, gradient, two moments
 
 
 def distill(
-    run: Run, parent: Parent, halves: Sequence[Sequence[Block]], options: Distill, traced: str
+    run: Run,
+    parent: Parent,
+    pieces: Sequence[Sequence[Block]],
+    options: Distill,
+    window: Window,
 ) -> str:
-    """Write every missing half of every layer; returns the fingerprint of the whole library.
+    """Write every missing piece of this rank's layers; returns the fingerprint of the library.
 
     Args:
-        halves: per layer, the variants to make, each a block whose other half is a no-op.
-        traced: fingerprint of the trace they are made from.
+        pieces: per layer, the variants to make: each a block whose other half is a no-op, or,
+            after its halves, a composed block to train whole.
+        window: the traced part of the calibration text to learn from.
     """
-    inputs = fingerprint("library", traced, options.model_dump())
-    for layer in track(range(parent.shape.layers), "library"):
-        missing = [h for h in halves[layer] if not run.fresh(records.half(layer, h), inputs)]
+    prints = _prints(window, options)
+    library, steps = Library(run, parent), options.tokens // options.batch_tokens
+    for layer in track(ranks.here().mine(parent.shape.layers), "library"):
+        missing = _behind(run, layer, pieces[layer], prints[window.index :])
         if missing:
-            lesson = Lesson.read(run, parent, layer)
-            pupils = train(lesson, [begin(lesson, half) for half in missing], options)
-            for pupil in pupils:
-                name = records.half(layer, pupil.half)
-                run.save_tensors(name, pupil.weights, inputs, pupil.losses)
-    return inputs
+            lesson = Lesson.read(run, parent, layer, window)
+            for group in _groups(parent, missing, window.room_bytes):
+                pupils = [_enter(lesson, library, layer, piece, window) for piece in group]
+                for pupil in train(lesson, pupils, options, window.share(steps)):
+                    name = records.piece(layer, pupil.piece)
+                    run.save_tensors(name, pupil.weights, prints[window.index], pupil.losses)
+    return prints[-1]
+
+
+def behind(run: Run, pieces: Sequence[Sequence[Block]], options: Distill, window: Window) -> bool:
+    """Whether any piece of any layer has yet to learn from this window."""
+    done = _prints(window, options)[window.index :]
+    return any(_behind(run, layer, wanted, done) for layer, wanted in enumerate(pieces))
+
+
+def _prints(window: Window, options: Distill) -> list[str]:
+    """The fingerprint of a piece after each window."""
+    inputs = window.inputs, options.model_dump()
+    return [fingerprint("library", *inputs, index) for index in range(window.count)]
+
+
+def _behind(run: Run, layer: int, pieces: Sequence[Block], done: Sequence[str]) -> list[Block]:
+    return [piece for piece in pieces if not run.fresh(records.piece(layer, piece), *done)]
+
+
+def _groups(parent: Parent, pieces: Sequence[Block], room_bytes: float) -> list[list[Block]]:
+    """Pieces that train at the same time: halves before composed blocks, as many as there is room.
+
+    What a piece becomes does not depend on its company.
+    """
+    groups: list[list[Block]] = []
+    taken, kind = math.inf, None
+    for piece in pieces:
+        size = STATE_BYTES * parent.shape.block_params(piece)
+        whole = not is_half(piece)
+        if taken + size > room_bytes or whole != kind:
+            groups.append([])
+            taken, kind = 0.0, whole
+        groups[-1].append(piece)
+        taken += size
+    return groups
 
 
 @dataclass(frozen=True)
 class Pupil:
-    """One half on its way: its weights, and its held-out loss after each way of making it."""
+    """A piece on its way: its weights, and its score after each way of making it."""
 
-    half: Block
+    piece: Block
     weights: Weights
     losses: dict[str, float]
 
 
+def _enter(lesson: Lesson, library: Library, layer: int, piece: Block, window: Window) -> Pupil:
+    """A piece as it comes to a window: new to the first, from its record to the others."""
+    if window.index:
+        name = records.piece(layer, piece)
+        return Pupil(piece, library.run.load_tensors(name), library.run.info(name))
+    if is_half(piece):
+        return begin(lesson, piece)
+    weights = library.weights(layer, piece)
+    return Pupil(piece, weights, {"composed": lesson.kl(lesson.built(piece, weights))})
+
+
 def begin(lesson: Lesson, half: Block) -> Pupil:
-    """A half as it starts: sliced from the parent or refit, whichever is better held out."""
+    """A half as it starts: sliced from the parent or refit, whichever scores better."""
     sliced = lesson.sliced(half)
-    refit = lesson.refit(half, sliced)
-    losses = {
-        "sliced": lesson.held_out_loss(half, sliced),
-        "refit": lesson.held_out_loss(half, refit),
-    }
-    return Pupil(half, refit if losses["refit"] < losses["sliced"] else sliced, losses)
+    made = {"sliced": sliced, "refit": lesson.refit(half, sliced)}
+    losses = {name: lesson.kl(lesson.built(half, weights)) for name, weights in made.items()}
+    return Pupil(half, made[min(losses, key=lambda name: losses[name])], losses)
 
 
-def train(lesson: Lesson, pupils: Sequence[Pupil], options: Distill) -> list[Pupil]:
-    """Train all halves of one layer on the same batches; each ends no worse than it began."""
-    modules = [_trainable(lesson, pupil) for pupil in pupils]
-    parameters = [p for module in modules for p in module.parameters()]
-    steps = options.tokens // options.batch_tokens
-    optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
-    half_precision = lesson.parent.dtype == torch.bfloat16
-    for streams in _batches(lesson.fit, steps, options.batch_tokens):
+def train(lesson: Lesson, pupils: Sequence[Pupil], options: Distill, steps: range) -> list[Pupil]:
+    """Train all pieces of one layer on the same batches; each ends no worse than it began.
+
+    Args:
+        steps: which of all steps these are; the learning rate follows their number.
+    """
+    studies = [_Study(lesson, pupil, options) for pupil in pupils]
+    every = max(1, len(steps) // CHECKS)
+    for step, streams in zip(steps, _batches(lesson.teach, options.batch_tokens)):
+        for study in studies:
+            if not study.over:
+                study.learn(streams, rate(step, options.tokens // options.batch_tokens))
+                if (step - steps.start + 1) % every == 0 or step == steps[-1]:
+                    study.check()
+    return [study.pupil for study in studies]
+
+
+class _Study:
+    """One pupil in training: float32 masters, an optimizer, and the best it has been."""
+
+    def __init__(self, lesson: Lesson, pupil: Pupil, options: Distill) -> None:
+        self.lesson, self.pupil, self.peak = lesson, pupil, options.learning_rate
+        masters = {name: weight.float().clone() for name, weight in pupil.weights.items()}
+        self.module = lesson.built(pupil.piece, masters).requires_grad_()
+        self.optimizer = torch.optim.AdamW(self.module.parameters(), weight_decay=0.0)
+        self.idle_checks = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether it has stopped improving."""
+        return self.idle_checks >= PATIENCE
+
+    def learn(self, streams: Streams, rate: float) -> None:
+        """One step on a batch."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.peak * rate
+        half_precision = self.lesson.parent.dtype == torch.bfloat16
         with torch.autocast("cpu", torch.bfloat16, enabled=half_precision):
-            total = torch.stack([lesson.loss(module, streams) for module in modules]).sum()
-        total.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-    return [_better(lesson, pupil, module) for pupil, module in zip(pupils, modules)]
+            loss = self.lesson.loss(self.module, streams)
+        loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def check(self) -> None:
+        """Keep the weights if they score better than any before."""
+        dtype, state = self.lesson.parent.dtype, self.module.state_dict()
+        weights = {name: weight.detach().to(dtype, copy=True) for name, weight in state.items()}
+        kl = self.lesson.kl(self.lesson.built(self.pupil.piece, weights))
+        before = self.pupil
+        losses = before.losses | {"trained": min(kl, before.losses.get("trained", kl))}
+        better = kl < min(before.losses.values())
+        self.pupil = Pupil(before.piece, weights if better else before.weights, losses)
+        self.idle_checks = 0 if better else self.idle_checks + 1
 
 
-def _trainable(lesson: Lesson, pupil: Pupil) -> PuzzleLayer:
-    """The half as a module with float32 masters of its own."""
-    weights = {name: weight.float().clone() for name, weight in pupil.weights.items()}
-    module = build_layer(lesson.parent.config, pupil.half, weights)
-    return module.requires_grad_()
-
-
-def _better(lesson: Lesson, pupil: Pupil, module: PuzzleLayer) -> Pupil:
-    dtype = lesson.parent.dtype
-    trained = {name: weight.detach().to(dtype) for name, weight in module.state_dict().items()}
-    losses = pupil.losses | {"trained": lesson.held_out_loss(pupil.half, trained)}
-    improved = losses["trained"] < min(pupil.losses.values())
-    return replace(pupil, weights=trained if improved else pupil.weights, losses=losses)
-
-
-def _batches(fit: Streams, steps: int, batch_tokens: int) -> Iterator[Streams]:
-    """`steps` batches of whole sequences, reshuffled with a fixed seed at every epoch."""
-    count, length = fit.weight.shape
+def _batches(teach: Streams, batch_tokens: int) -> Iterator[Streams]:
+    """Batches of whole sequences without end, reshuffled with a fixed seed at every epoch."""
+    count, length = teach.weight.shape
     size = min(count, max(1, batch_tokens // length))
     generator = torch.Generator().manual_seed(0)
     order = torch.empty(0, dtype=torch.long)
-    for _ in range(steps):
+    while True:
         if len(order) < size:
             order = torch.cat([order, torch.randperm(count, generator=generator)])
-        yield fit[order[:size]]
+        yield teach[order[:size]]
         order = order[size:]
 
 
-def _rate(step: int, steps: int) -> float:
+def rate(step: int, steps: int) -> float:
     """Linear warm-up, then a cosine to zero."""
     warm = max(1, round(WARMUP * steps))
     if step < warm:

@@ -1,5 +1,9 @@
 """What one layer's variants learn from: its streams, and the parent's own halves as the teacher.
 
+They learn from the calibration split and are judged on the scoring split by the Fisher score, the
+same by which the search will choose among them: text that the parent will meet decides, whatever
+text was there to learn from.
+
 Legend: S sequences, T tokens, N tokens of a batch, D hidden, F features of the last matrix.
 """
 
@@ -16,14 +20,15 @@ from torch import nn
 from puzzle import records
 from puzzle.blocks.attention import initial_attention
 from puzzle.blocks.ffn import initial_ffn, kept_channels
-from puzzle.blocks.refit import NormalEquations, token_weights
+from puzzle.blocks.refit import NormalEquations, Tokens, token_weights
 from puzzle.blocks.variant import FFN, Block, NoOp
 from puzzle.export.modeling_puzzle import PuzzleLayer
+from puzzle.fisher import per_token
 from puzzle.modules import Weights, build_layer
 from puzzle.parent import Parent
 from puzzle.run import Run
+from puzzle.window import Window
 
-HELD_OUT = 8  # one sequence in eight judges, the others teach
 BATCH_SEQUENCES = 8  # of one forward pass without gradients
 LAST_MATRICES = (
     "self_attn.o_proj",
@@ -53,51 +58,69 @@ class Streams:
 
 @dataclass(frozen=True)
 class Lesson:
-    """One parent layer with the streams that teach (`fit`) and those that judge (`held`)."""
+    """One parent layer with the streams that teach and those that judge."""
 
     parent: Parent
     block: Block
     weights: Weights
     layer: PuzzleLayer
     context: dict[str, Any]
-    fit: Streams
-    held: Streams
+    teach: Streams
+    judge: Streams
+    gradient: torch.Tensor  # Fisher gradients [K, S, T, D] where the judged streams leave
 
     @classmethod
     @torch.no_grad()
-    def read(cls, run: Run, parent: Parent, layer: int) -> Lesson:
-        """The lesson of one layer, from the trace of the calibration split."""
-        enter = run.load_tensors(records.hidden("calibration", layer))["h"]
-        leave = run.load_tensors(records.hidden("calibration", layer + 1))["h"]
-        weights = parent.layer_weights(layer)
-        module = build_layer(parent.config, parent.blocks[layer], weights)
-        context = parent.context(enter[:1], module.window)
-        middle = torch.cat([module.attend(h, **context) for h in enter.split(BATCH_SEQUENCES)])
-        streams = Streams(enter, middle, leave, token_weights(leave))
-        held = torch.arange(len(enter)) % HELD_OUT == HELD_OUT - 1
-        block = parent.blocks[layer]
-        return cls(parent, block, weights, module, context, streams[~held], streams[held])
+    def read(cls, run: Run, parent: Parent, layer: int, window: Window) -> Lesson:
+        """The lesson of one layer, from the trace of a window and of the scoring split."""
+        block, weights = parent.blocks[layer], parent.layer_weights(layer)
+        module = build_layer(parent.config, block, weights)
+        gradient = run.load_tensors(records.gradient(layer + 1))["g"]
+        context = parent.context(gradient[0, :1], module.window)
 
-    def loss(self, module: PuzzleLayer, streams: Streams) -> torch.Tensor:
-        """Weighted `|o_c - o_p|^2 / |o_p - h|^2`, o the layer's output with this half in place.
+        def streams(*splits: str) -> Streams:
+            enter, leave = (
+                torch.cat([run.load_tensors(records.hidden(split, place))["h"] for split in splits])
+                for place in (layer, layer + 1)
+            )
+            middle = torch.cat([module.attend(h, **context) for h in enter.split(BATCH_SEQUENCES)])
+            return Streams(enter, middle, leave, token_weights(leave))
 
-        The other half is the parent's, frozen (decoupled distillation). Weights are 1 / |o_p|^2
-        per token, so that no massive activation decides alone; the denominator is what a layer
-        that does nothing would lose, so 1 means no better than removing the layer.
+        teach, judge = streams(*window.parts), streams("scoring")
+        return cls(parent, block, weights, module, context, teach, judge, gradient)
+
+    def output(self, module: PuzzleLayer, streams: Streams) -> torch.Tensor:
+        """What the layer makes of the streams with this piece in place [S, T, D].
+
+        A half has the parent's other half, frozen, before or behind it.
         """
         if module.mlp is None:
-            output = self.layer.feed(module.attend(streams.enter, **self.context))
-        else:
-            output = module.feed(streams.middle)
+            return self.layer.feed(module.attend(streams.enter, **self.context))
+        if module.self_attn is None:
+            return module.feed(streams.middle)
+        return module(streams.enter, **self.context)
+
+    def loss(self, module: PuzzleLayer, streams: Streams) -> torch.Tensor:
+        """Weighted `|o_c - o_p|^2 / |o_p - h|^2`, o the layer's output with this piece in place.
+
+        Weights are 1 / |o_p|^2 per token, so that no massive activation decides alone; the
+        denominator is what a layer that does nothing would lose, so 1 means no better than
+        removing the layer.
+        """
+        output = self.output(module, streams)
         error = (output - streams.leave).float().square().sum(-1) * streams.weight
         nothing = (streams.enter - streams.leave).float().square().sum(-1) * streams.weight
         return error.sum() / nothing.sum()
 
     @torch.no_grad()
-    def held_out_loss(self, half: Block, weights: Weights) -> float:
-        """The loss of a half on the sequences that judge."""
-        module = build_layer(self.parent.config, half, weights)
-        return float(self.loss(module, self.held))
+    def kl(self, module: PuzzleLayer) -> float:
+        """The Fisher score of a piece on the streams that judge: the KL per token it costs."""
+        output = torch.cat([self.output(module, streams) for streams in self.judge.batches()])
+        return float(per_token(self.gradient, output - self.judge.leave).mean())
+
+    def built(self, piece: Block, weights: Weights) -> PuzzleLayer:
+        """A piece as a frozen module."""
+        return build_layer(self.parent.config, piece, weights)
 
     def sliced(self, half: Block) -> Weights:
         """The half as computed from the parent's weights alone."""
@@ -131,21 +154,22 @@ class Lesson:
     @torch.no_grad()
     def _statistics(self, half: Block, weights: Weights) -> tuple[NormalEquations, torch.Tensor]:
         """One pass of a half over the streams that teach, seen from its last matrix."""
-        module, name = build_layer(self.parent.config, half, weights), _last_matrix(weights)
+        module, name = self.built(half, weights), _last_matrix(weights)
         outputs, features = weights[f"{name}.weight"].shape
-        equations = NormalEquations.zeros(features, outputs)
-        magnitude, tokens = torch.zeros(features, dtype=torch.float64), 0
-        bias = weights.get(f"{name}.bias", torch.zeros(outputs))
-        for streams in self.fit.batches():
-            x_NF = self._input_of(module, module.get_submodule(name), streams)
-            wanted = streams.leave - streams.middle
-            if module.mlp is None:
-                wanted = streams.middle - streams.enter
-            y_ND = (wanted.float() - bias.float()).flatten(0, 1)
-            equations = equations.plus(x_NF, y_ND, streams.weight.flatten())
-            magnitude += x_NF.abs().sum(dim=0).double()
-            tokens += len(x_NF)
-        return equations, (magnitude / tokens).float()
+        bias = weights.get(f"{name}.bias", torch.zeros(outputs)).float()
+        magnitude = torch.zeros(features, dtype=torch.float64)
+
+        def tokens() -> Iterator[Tokens]:
+            for streams in self.teach.batches():
+                x_NF = self._input_of(module, module.get_submodule(name), streams)
+                wanted = streams.leave - streams.middle
+                if module.mlp is None:
+                    wanted = streams.middle - streams.enter
+                magnitude.add_(x_NF.abs().sum(dim=0))
+                yield x_NF, (wanted.float() - bias).flatten(0, 1), streams.weight.flatten()
+
+        equations = NormalEquations.of(tokens(), features, outputs)
+        return equations, (magnitude / self.teach.weight.numel()).float()
 
     def _input_of(self, module: PuzzleLayer, matrix: nn.Module, streams: Streams) -> torch.Tensor:
         """What enters `matrix` when the half runs on these streams [N, F]."""

@@ -16,10 +16,18 @@ ATTENTION_HALF = ("input_layernorm.", "self_attn.")
 
 @dataclass(frozen=True)
 class Library:
-    """The halves every layer may take: trained ones from the run, the parent's own from itself."""
+    """The halves every layer may take: trained ones from the run, the parent's own from itself.
+
+    Where `coupled`, composed blocks were trained as a whole and are taken so.
+    """
 
     run: Run
     parent: Parent
+    coupled: bool = False
+
+    def layer(self, layer: int, block: Block) -> PuzzleLayer:
+        """A layer that holds `block`."""
+        return build_layer(self.parent.config, block, self.weights(layer, block))
 
     def attention(self, layer: int, variant: AttentionVariant) -> PuzzleLayer:
         """A layer whose attention half is `variant` and whose FFN half is missing."""
@@ -31,6 +39,8 @@ class Library:
 
     def weights(self, layer: int, block: Block) -> Weights:
         """The tensors of a composed block, named as inside a layer."""
+        if self.coupled and trained_whole(block, self.parent.blocks[layer]):
+            return self._trained(layer, block)
         attention = self._half_weights(layer, Block(block.attention, NoOp()))
         return attention | self._half_weights(layer, Block(NoOp(), block.ffn))
 
@@ -43,8 +53,21 @@ class Library:
             return {}
         if half in (Block(own.attention, NoOp()), Block(NoOp(), own.ffn)):
             return own_half(self.parent.layer_weights(layer), half)
-        tensors = self.run.load_tensors(records.half(layer, half))
+        return self._trained(layer, half)
+
+    def _trained(self, layer: int, piece: Block) -> Weights:
+        tensors = self.run.load_tensors(records.piece(layer, piece))
         return {name: tensor.to(self.parent.dtype) for name, tensor in tensors.items()}
+
+
+def is_half(piece: Block) -> bool:
+    """Whether a piece of the library is one half of a layer, the other being a no-op."""
+    return isinstance(piece.attention, NoOp) or isinstance(piece.ffn, NoOp)
+
+
+def trained_whole(block: Block, own: Block) -> bool:
+    """Whether coupled distillation trains this block: it has two halves, not both the parent's."""
+    return block != own and not is_half(block)
 
 
 def own_half(weights: Weights, half: Block) -> Weights:

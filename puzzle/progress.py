@@ -16,12 +16,16 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from puzzle.ranks import here
+
 Item = TypeVar("Item")
 LINE_EVERY_S = 10.0
 
 
 def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:
-    """Yield `items` while showing how many are done and how long the rest will take."""
+    """Yield `items` while the leading rank shows how many are done and how long the rest takes."""
+    if not here().leads:
+        return iter(items)
     count = total if total is not None else len(items) if isinstance(items, Sized) else None
     return _bar(items, label, count) if sys.stderr.isatty() else _lines(items, label, count)
 

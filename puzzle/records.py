@@ -1,8 +1,9 @@
 """The map of the run directory: the name of every record a stage writes and another reads.
 
-trace/<model>/<split>/h007      residual stream entering layer 7, [S, T, D]
+trace/<model>/<split>/h007      residual stream entering layer 7, [S, T, D]; the calibration split
+                                comes in windows and parts, calibration/w000.p003
 trace/<model>/scoring/g007      Fisher gradients at the same place, [K, S, T, D]
-library/L07.attention=gqa2      a trained half
+library/L07.attention=gqa2      a trained half; L07.block=gqa2+ffn768 where trained as a whole
 scores/L07                      the scores of the layer's blocks
 costs/<hardware>/<budget>       what every block costs, at every batch
 solutions/<budget>              the chosen blocks, what they cost and what is proven
@@ -16,21 +17,28 @@ from __future__ import annotations
 from puzzle.blocks.variant import Block, NoOp
 
 
+def traced(split: str, model: str = "parent") -> str:
+    """The folder of a split's streams."""
+    return f"trace/{model}/{split}"
+
+
 def hidden(split: str, layer: int, model: str = "parent") -> str:
     """h_layer [S, T, D] of one split."""
-    return f"trace/{model}/{split}/h{layer:03}"
+    return f"{traced(split, model)}/h{layer:03}"
 
 
 def gradient(layer: int, model: str = "parent") -> str:
     """g_layer [K, S, T, D] on the scoring split."""
-    return f"trace/{model}/scoring/g{layer:03}"
+    return f"{traced('scoring', model)}/g{layer:03}"
 
 
-def half(layer: int, block: Block) -> str:
-    """A trained half: a block whose other half is a no-op."""
+def piece(layer: int, block: Block) -> str:
+    """A trained half (a block whose other half is a no-op), or a block trained as a whole."""
     if isinstance(block.attention, NoOp):
         return f"library/L{layer:02}.ffn={block.ffn}"
-    return f"library/L{layer:02}.attention={block.attention}"
+    if isinstance(block.ffn, NoOp):
+        return f"library/L{layer:02}.attention={block.attention}"
+    return f"library/L{layer:02}.block={block}"
 
 
 def scores(layer: int) -> str:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 
 from puzzle.errors import PuzzleError
+from puzzle.ranks import here
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +59,11 @@ class Run:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run for this process; PuzzleError names who holds it already."""
+        """Hold the run for this process and its ranks; PuzzleError names who holds it already."""
+        if not here().leads:
+            here().barrier()
+            yield
+            return
         with (self.folder / "lock").open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -74,11 +79,12 @@ class Run:
             since = time.strftime("%Y-%m-%d %H:%M:%S")
             file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
             file.flush()
+            here().barrier()
             yield
 
-    def fresh(self, name: str, inputs: str) -> bool:
-        """True when the record exists and was made from these inputs."""
-        return inputs == self._header(name).get("fingerprint")
+    def fresh(self, name: str, *inputs: str) -> bool:
+        """True when the record exists and was made from these inputs (any of several)."""
+        return self._header(name).get("fingerprint") in inputs
 
     def names(self, pattern: str) -> list[str]:
         """Names of the records that match a glob, sorted."""
@@ -143,7 +149,8 @@ class Run:
         begin = time.monotonic()
         yield
         peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
-        self.event(stage=name, seconds=time.monotonic() - begin, peak_bytes=peak_bytes)
+        seconds = time.monotonic() - begin
+        self.event(stage=name, rank=here().rank, seconds=seconds, peak_bytes=peak_bytes)
 
     def events(self) -> list[dict[str, Any]]:
         """Every event so far; a line torn by a crash is left out."""
@@ -155,14 +162,19 @@ class Run:
         return found
 
     def timings(self) -> dict[str, tuple[float, int]]:
-        """Stage -> seconds over all processes of the run, largest peak memory up to its end."""
+        """Stage -> seconds of the leading rank in all, largest peak memory up to its end."""
         found: dict[str, tuple[float, int]] = {}
         for event in self.events():
             if stage := event.get("stage"):
                 seconds, peak_bytes = found.get(stage, (0.0, 0))
                 longest = max(peak_bytes, event["peak_bytes"])
-                found[stage] = (seconds + event["seconds"], longest)
+                found[stage] = (seconds + event["seconds"] * (event.get("rank", 0) == 0), longest)
         return found
+
+    def forget(self, *folders: str) -> None:
+        """Delete every record below these folders of the run."""
+        for folder in folders:
+            shutil.rmtree(self.folder / folder, ignore_errors=True)
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a plain file people read (report, architecture), atomically; returns its path."""

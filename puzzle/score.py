@@ -1,14 +1,8 @@
 """Scores: what replacing one parent layer by a block costs, in KL per token, to second order.
 
-Fisher score, per-token form (method: the KL of a small change is half its Fisher quadratic form).
-With d_s the change a block makes to the layer's output at position s, and g_s a sampled Fisher
-gradient there (see trace.py), `KL ~ 1/2 E sum_s (g_s . d_s)^2`, averaged over tokens. Nothing is
-rerun: a block costs one forward of its own layer and a dot product. Attention is computed once per
-attention variant and shared by all FFN variants on top of it.
-
-Two forms: the sequence form `1/2 E (sum_s g_s . d_s)^2` is unbiased to second order; the per-token
-form drops the cross terms between positions, is exact at the last layer only, and ranks better
-from few samples because its variance is far lower. It is the default.
+Fisher score, per-token form (see fisher.py): nothing is rerun, a block costs one forward of its own
+layer and a dot product. Attention is computed once per attention variant and shared by all FFN
+variants on top of it.
 
 Legend: K samples, S sequences, T tokens, D hidden.
 """
@@ -22,18 +16,18 @@ import torch
 from puzzle import records
 from puzzle.blocks.variant import Block
 from puzzle.errors import PuzzleError
+from puzzle.fisher import per_token
 from puzzle.library import Library
 from puzzle.progress import track
+from puzzle.ranks import here
 from puzzle.run import Run, fingerprint
 from puzzle.spread import std_error
 
 BATCH_SEQUENCES = 8
 
 
-def score(
-    run: Run, library: Library, space: Sequence[Sequence[Block]], inputs: tuple[str, str]
-) -> str:
-    """Write the scores of every layer's blocks where they are missing; returns their fingerprint.
+def score(run: Run, library: Library, space: Sequence[Sequence[Block]], inputs: str) -> str:
+    """Write the missing scores of this rank's layers; returns their fingerprint.
 
     A record maps each block to `loss` (KL per token, smaller is better), `std_error` over
     sequences, and `change`: |d| relative to the stream, squared and averaged; where it is not
@@ -41,9 +35,9 @@ def score(
 
     Args:
         space: per layer, the composed blocks to score.
-        inputs: fingerprints of the trace and of the library.
+        inputs: fingerprint of the library, which knows of the trace.
     """
-    for layer in track(range(len(space)), "scores"):
+    for layer in track(here().mine(len(space)), "scores"):
         print_ = fingerprint("scores", inputs, [str(block) for block in space[layer]])
         if not run.fresh(records.scores(layer), print_):
             run.save(records.scores(layer), score_layer(run, library, layer, space[layer]), print_)
@@ -90,8 +84,14 @@ def outputs(
     library: Library, layer: int, blocks: Sequence[Block], enter_STD: torch.Tensor
 ) -> Iterator[tuple[Block, torch.Tensor]]:
     """Each block with what it makes of the layer's input [S, T, D]; attention is shared."""
-    feeds = {ffn: library.ffn(layer, ffn) for ffn in {block.ffn for block in blocks}}
     batches = enter_STD.split(BATCH_SEQUENCES)
+    if library.coupled:
+        for block in blocks:
+            module = library.layer(layer, block)
+            context = library.parent.context(enter_STD[:1], module.window)
+            yield block, torch.cat([module(batch, **context) for batch in batches])
+        return
+    feeds = {ffn: library.ffn(layer, ffn) for ffn in {block.ffn for block in blocks}}
     for variant in dict.fromkeys(block.attention for block in blocks):
         half = library.attention(layer, variant)
         context = library.parent.context(enter_STD[:1], half.window)
@@ -99,18 +99,3 @@ def outputs(
         for block in blocks:
             if block.attention == variant:
                 yield block, torch.cat([feeds[block.ffn].feed(middle) for middle in middles])
-
-
-def per_token(gradient_KSTD: torch.Tensor, change_STD: torch.Tensor) -> torch.Tensor:
-    """`1/2 mean_k (g . d)^2` averaged over the tokens of each sequence [S]."""
-    return _products(gradient_KSTD, change_STD).square().mean(dim=(0, 2)) / 2
-
-
-def per_sequence(gradient_KSTD: torch.Tensor, change_STD: torch.Tensor) -> torch.Tensor:
-    """`1/2 mean_k (sum_t g . d)^2` divided by the tokens of each sequence [S]; unbiased."""
-    products = _products(gradient_KSTD, change_STD)
-    return products.sum(dim=2).square().mean(dim=0) / (2 * products.shape[2])
-
-
-def _products(gradient_KSTD: torch.Tensor, change_STD: torch.Tensor) -> torch.Tensor:
-    return torch.einsum("kstd,std->kst", gradient_KSTD.float(), change_STD.float())

@@ -21,6 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from puzzle import corpus, records
 from puzzle.assemble import assemble, from_weights
 from puzzle.baselines.uniform import uniform
@@ -28,7 +30,7 @@ from puzzle.blocks.variant import Block
 from puzzle.budget import Budget, load_budget
 from puzzle.choose import choose
 from puzzle.config import Config, load_config
-from puzzle.distill import distill
+from puzzle.distill import behind, distill
 from puzzle.evaluate import evaluate
 from puzzle.export.checkpoint import write_checkpoint
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
@@ -40,13 +42,17 @@ from puzzle.library import Library
 from puzzle.menu import Choice, Losses, Menu
 from puzzle.parent import Parent, open_parent
 from puzzle.provenance import provenance
+from puzzle.ranks import here
 from puzzle.report import model_card, write_report
 from puzzle.result import Result
 from puzzle.run import CONFIG, Run, fingerprint
 from puzzle.score import losses, score
-from puzzle.space import halves, layer_blocks
-from puzzle.trace import trace
+from puzzle.space import layer_blocks, pieces
+from puzzle.trace import trace, trace_print
 from puzzle.trial import trial
+from puzzle.window import windows
+
+Blocks = Sequence[Sequence[Block]]  # per layer, those it may hold
 
 
 def search(
@@ -88,7 +94,8 @@ def solve(out: str | Path, budget: str) -> Result:
         parent = open_parent(config.model, config.dtype)
         space = layer_blocks(parent.blocks, config.space, config.target)
         menu = _menu(parent, losses(run, space), load_budget(budget), config.costs)
-        _choose(Library(run, parent), menu, config.choose.finalists)
+        library = Library(run, parent, config.distill.coupled)
+        _choose(library, menu, config.choose.finalists)
         return Result(run, menu.budget.name)
 
 
@@ -104,16 +111,45 @@ def _search(run: Run, config: Config) -> Result:
         tokens=config.tokens.model_dump(),
         seed=config.seed,
     )
-    run.write_text(CONFIG, config.to_yaml())
-    run.write_text("provenance.json", provenance(parent, texts))
-
-    with run.stage("trace"):
-        traced = trace(run, parent, texts, samples=config.score.samples, seed=config.seed)
-    with run.stage("library"):
-        made = distill(run, parent, halves(space, parent.blocks), config.distill, traced)
-    library = Library(run, parent)
+    if here().leads:
+        run.write_text(CONFIG, config.to_yaml())
+        run.write_text("provenance.json", provenance(parent, texts))
+    made = _make_library(run, parent, space, texts, config)
+    library = Library(run, parent, config.distill.coupled)
     with run.stage("scores"):
-        score(run, library, space, (traced, made))
+        score(run, library, space, made)
+        here().barrier()
+    if here().leads:
+        _make_child(library, space, texts, config, made)
+    here().barrier()
+    return Result(run, budget.name)
+
+
+def _make_library(
+    run: Run, parent: Parent, space: Blocks, texts: dict[str, torch.Tensor], config: Config
+) -> str:
+    """Trace and distill, a window of the calibration text at a time; every rank its own layers."""
+    wanted = pieces(space, parent.blocks, coupled=config.distill.coupled)
+    draws = {"samples": config.score.samples, "seed": config.seed}
+    traced = trace_print(parent, texts["scoring"], **draws)
+    for window in windows(texts, parent, config, traced):
+        parts = window.parts if behind(run, wanted, config.distill, window) else {}
+        with run.stage("trace"):
+            trace(run, parent, {"scoring": texts["scoring"], **parts}, **draws)
+            here().barrier()
+        with run.stage("library"):
+            made = distill(run, parent, wanted, config.distill, window)
+            here().barrier()
+        if window.count > 1 and here().leads:
+            run.forget(*map(records.traced, window.parts))
+    return made
+
+
+def _make_child(
+    library: Library, space: Blocks, texts: dict[str, torch.Tensor], config: Config, made: str
+) -> None:
+    """Choose, heal, evaluate and export the child of a scored library."""
+    run, parent, budget = library.run, library.parent, load_budget(config.budget)
     with run.stage("choose"):
         menu = _menu(parent, losses(run, space), budget, config.costs)
         choice, plain = _choose(library, menu, config.choose.finalists)
@@ -151,7 +187,6 @@ def _search(run: Run, config: Config) -> Result:
             run.save(records.exported(budget.name), choice.as_record(), asked)
     with run.stage("report"):
         write_report(result)
-    return result
 
 
 def _menu(parent: Parent, losses: Losses, budget: Budget, costs: str) -> Menu:

@@ -17,6 +17,7 @@ from puzzle.blocks.variant import (
 from puzzle.config import Space
 from puzzle.errors import PuzzleError
 from puzzle.export.targets import WIDTH_STEP, Target, refusal
+from puzzle.library import trained_whole
 
 
 def layer_blocks(
@@ -42,19 +43,21 @@ def layer_blocks(
     )
 
 
-def halves(blocks: Sequence[Sequence[Block]], parents: Sequence[Block]) -> list[list[Block]]:
-    """Per layer, the halves that must be made: every variant in use but the parent's and no-ops.
+def pieces(
+    blocks: Sequence[Sequence[Block]], parents: Sequence[Block], *, coupled: bool = False
+) -> list[list[Block]]:
+    """Per layer, what must be made: every half in use but the parent's and no-ops.
 
-    A half is a block whose other half is a no-op.
+    A half is a block whose other half is a no-op. Where `coupled`, the composed blocks follow.
     """
-    return [_halves(choices, parent) for choices, parent in zip(blocks, parents)]
-
-
-def _halves(choices: Sequence[Block], parent: Block) -> list[Block]:
-    parts = [Block(block.attention, NoOp()) for block in choices]
-    parts += [Block(NoOp(), block.ffn) for block in choices]
-    given = {Block(parent.attention, NoOp()), Block(NoOp(), parent.ffn), Block(NoOp(), NoOp())}
-    return [part for part in dict.fromkeys(parts) if part not in given]
+    found = []
+    for choices, parent in zip(blocks, parents):
+        parts = [Block(block.attention, NoOp()) for block in choices]
+        parts += [Block(NoOp(), block.ffn) for block in choices]
+        given = {Block(parent.attention, NoOp()), Block(NoOp(), parent.ffn), Block(NoOp(), NoOp())}
+        whole = [block for block in choices if coupled and trained_whole(block, parent)]
+        found.append([part for part in dict.fromkeys([*parts, *whole]) if part not in given])
+    return found
 
 
 def _blocks(layer: int, parent: Block, space: Space, target: Target) -> tuple[Block, ...]:

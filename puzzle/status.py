@@ -11,7 +11,7 @@ from puzzle.budget import load_budget
 from puzzle.config import load_config
 from puzzle.parent import open_parent
 from puzzle.run import CONFIG, Run
-from puzzle.space import halves, layer_blocks
+from puzzle.space import layer_blocks, pieces
 from puzzle.units import show
 
 
@@ -33,11 +33,12 @@ def progress(run: Run) -> dict[str, tuple[int, int]]:
     parent = open_parent(config.model, config.dtype)
     space = layer_blocks(parent.blocks, config.space, config.target)
     layers = parent.shape.layers
+    wanted = pieces(space, parent.blocks, coupled=config.distill.coupled)
     budget = load_budget(config.budget).name
     models = ("parent", "uniform", "child", "healed")
     return {
-        "trace": (len(run.names("trace/*/*/*")), 3 * layers + 2),
-        "library": (len(run.names("library/*")), sum(map(len, halves(space, parent.blocks)))),
+        "trace": (len(run.names("trace/parent/scoring/*")), 2 * layers + 1),
+        "library": (len(run.names("library/*")), sum(map(len, wanted))),
         "scores": (len(run.names("scores/*")), layers),
         "choose": (len(run.names(f"{records.solution(budget)}.json")), 1),
         "heal": (len(run.names(f"{records.child(budget, 'healed')}.*")), 1),

@@ -5,52 +5,108 @@ the scoring split, K samples of the Fisher gradients g_L .. g_1: labels y_t are 
 at every position from the parent's own next-token distribution, and
 `g_i = d/dh_i sum_t log p(y_t)`. One parent layer is in memory at a time.
 
+Ranks form a pipeline: each sweeps its own layers and waits on disk for what enters them. The last
+turns around while the others go on with the calibration split.
+
 Legend: S sequences, T tokens, D hidden, V vocabulary, K samples.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 
-from puzzle import records
+from puzzle import ranks, records
 from puzzle.corpus import digest
 from puzzle.parent import Parent
 from puzzle.progress import track
 from puzzle.run import Run, fingerprint
 
 BATCH_TOKENS = 4096  # of one forward pass; bounds the activations in memory
+HEAD_BYTES = 256 * 2**20  # of one batch's logits
+POLL_S = 0.02
 
 
 def trace(
     run: Run, parent: Parent, splits: dict[str, torch.Tensor], *, samples: int, seed: int
 ) -> str:
-    """Write every missing stream and gradient; returns the fingerprint of the whole trace.
+    """Write every missing stream and gradient of this rank's layers.
+
+    Returns the fingerprint of the gradients, which `trace_print` foretells.
 
     Args:
-        splits: token ids [S, T] by split; `calibration` and `scoring` are traced.
+        splits: token ids [S, T] by split; `scoring` has its gradients traced too.
         samples: K, the number of label draws of the Fisher gradients.
     """
-    prints = {}
-    for split in ("calibration", "scoring"):
-        prints[split] = fingerprint("hidden", parent.fingerprint, split, digest(splits[split]))
-        _forward_sweep(run, parent, split, splits[split], prints[split])
-    prints["gradients"] = fingerprint("gradients", prints["scoring"], samples, seed)
-    _backward_sweep(run, parent, samples, seed, prints["gradients"])
-    return fingerprint(prints)
+    sweeps, here = _Sweeps(run, parent), ranks.here()
+    prints = {split: _hidden_print(parent, tokens) for split, tokens in splits.items()}
+    scoring = prints.pop("scoring")
+    gradients = trace_print(parent, splits["scoring"], samples=samples, seed=seed)
+    sweeps.up("scoring", splits["scoring"], scoring)
+    if here.last:
+        sweeps.turn(samples, seed, scoring, gradients)
+        sweeps.down(scoring, gradients)
+    for split, inputs in prints.items():
+        sweeps.up(split, splits[split], inputs)
+    if not here.last:
+        sweeps.down(scoring, gradients)
+    return gradients
 
 
-def _forward_sweep(run: Run, parent: Parent, split: str, tokens: torch.Tensor, inputs: str) -> None:
-    if not run.fresh(records.hidden(split, 0), inputs):
-        run.save_tensors(records.hidden(split, 0), {"h": parent.embed(tokens)}, inputs)
-    for layer in track(range(parent.shape.layers), f"trace {split}"):
-        if run.fresh(records.hidden(split, layer + 1), inputs):
-            continue
-        hidden = run.load_tensors(records.hidden(split, layer))["h"]
-        run.save_tensors(
-            records.hidden(split, layer + 1), {"h": forward(parent, layer, hidden)}, inputs
-        )
+def trace_print(parent: Parent, scoring: torch.Tensor, *, samples: int, seed: int) -> str:
+    """Fingerprint of the scoring split's streams and gradients."""
+    return fingerprint("gradients", _hidden_print(parent, scoring), samples, seed)
+
+
+def _hidden_print(parent: Parent, tokens: torch.Tensor) -> str:
+    return fingerprint("hidden", parent.fingerprint, digest(tokens))
+
+
+@dataclass(frozen=True)
+class _Sweeps:
+    """One model swept over this rank's layers."""
+
+    run: Run
+    parent: Parent
+
+    def up(self, split: str, tokens: torch.Tensor, inputs: str) -> None:
+        """The streams that leave this rank's layers, from the one that enters them."""
+        mine = ranks.here().mine(self.parent.shape.layers)
+        if mine.start == 0 and not self.run.fresh(records.hidden(split, 0), inputs):
+            embedded = {"h": self.parent.embed(tokens)}
+            self.run.save_tensors(records.hidden(split, 0), embedded, inputs)
+        for layer in track(mine, f"trace {split}"):
+            if not self.run.fresh(records.hidden(split, layer + 1), inputs):
+                enter = self._await(records.hidden(split, layer), inputs)["h"]
+                leave = {"h": forward(self.parent, layer, enter)}
+                self.run.save_tensors(records.hidden(split, layer + 1), leave, inputs)
+
+    def turn(self, samples: int, seed: int, entered: str, inputs: str) -> None:
+        """The gradients at the head."""
+        last = self.parent.shape.layers
+        if not self.run.fresh(records.gradient(last), inputs):
+            hidden = self._await(records.hidden("scoring", last), entered)["h"]
+            gradient = {"g": head_gradients(self.parent, hidden, samples, seed)}
+            self.run.save_tensors(records.gradient(last), gradient, inputs)
+
+    def down(self, entered: str, inputs: str) -> None:
+        """The gradients that leave this rank's layers downwards; none is wanted below layer 0."""
+        mine = ranks.here().mine(self.parent.shape.layers)
+        for layer in track([layer for layer in reversed(mine) if layer], "trace gradients"):
+            if not self.run.fresh(records.gradient(layer), inputs):
+                above = self._await(records.gradient(layer + 1), inputs)["g"]
+                hidden = self._await(records.hidden("scoring", layer), entered)["h"]
+                gradient = {"g": backward(self.parent, layer, hidden, above)}
+                self.run.save_tensors(records.gradient(layer), gradient, inputs)
+
+    def _await(self, name: str, inputs: str) -> dict[str, torch.Tensor]:
+        """A record, as soon as the rank that owns its layer has written it."""
+        while not self.run.fresh(name, inputs):
+            time.sleep(POLL_S)
+        return self.run.load_tensors(name)
 
 
 @torch.no_grad()
@@ -59,21 +115,6 @@ def forward(parent: Parent, layer: int, hidden_STD: torch.Tensor) -> torch.Tenso
     module = parent.layer(layer)
     context = parent.context(hidden_STD[:1], module.window)
     return torch.cat([module(batch, **context) for batch in _batches(hidden_STD)])
-
-
-def _backward_sweep(run: Run, parent: Parent, samples: int, seed: int, inputs: str) -> None:
-    last = parent.shape.layers
-    if not run.fresh(records.gradient(last), inputs):
-        hidden = run.load_tensors(records.hidden("scoring", last))["h"]
-        gradient = head_gradients(parent, hidden, samples, seed)
-        run.save_tensors(records.gradient(last), {"g": gradient}, inputs)
-    for layer in track(range(last - 1, 0, -1), "trace gradients"):
-        if run.fresh(records.gradient(layer), inputs):
-            continue
-        hidden = run.load_tensors(records.hidden("scoring", layer))["h"]
-        above = run.load_tensors(records.gradient(layer + 1))["g"]
-        gradient = backward(parent, layer, hidden, above)
-        run.save_tensors(records.gradient(layer), {"g": gradient}, inputs)
 
 
 def head_gradients(
@@ -86,6 +127,7 @@ def head_gradients(
     """
     head = parent.head()
     norm, weight_VD = head[0], head[1].get_parameter("weight")
+    size = max(1, HEAD_BYTES // (4 * len(weight_VD) * hidden_STD.shape[1]))  # sequences at once
     generator = torch.Generator().manual_seed(seed)
 
     def gradients(batch: torch.Tensor) -> torch.Tensor:
@@ -97,7 +139,7 @@ def head_gradients(
         labels = draws.T.reshape(samples, *batch.shape[:2])
         return _pull_back(normed, batch, (weight_VD[y] - expected for y in labels))
 
-    return torch.cat([gradients(batch) for batch in _batches(hidden_STD)], dim=1)
+    return torch.cat([gradients(batch) for batch in hidden_STD.split(size)], dim=1)
 
 
 def backward(

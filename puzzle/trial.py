@@ -53,10 +53,9 @@ def _traced(library: Library, layer: int) -> torch.Tensor:
 
 
 def _forward(library: Library, layer: int, block: Block, stream_STD: torch.Tensor) -> torch.Tensor:
-    attention, ffn = library.attention(layer, block.attention), library.ffn(layer, block.ffn)
-    context = library.parent.context(stream_STD[:1], attention.window)
-    batches = stream_STD.split(BATCH_SEQUENCES)
-    return torch.cat([ffn.feed(attention.attend(batch, **context)) for batch in batches])
+    module = library.layer(layer, block)
+    context = library.parent.context(stream_STD[:1], module.window)
+    return torch.cat([module(batch, **context) for batch in stream_STD.split(BATCH_SEQUENCES)])
 
 
 def _kls(

@@ -20,6 +20,7 @@ from puzzle.modules import Weights
 from puzzle.parent import Parent
 from puzzle.run import Run
 from puzzle.trace import trace
+from puzzle.window import Window
 
 BLOCKS = tuple(map(Block.parse, ("gqa2+ffn32", "noop+ffn96", "gqa1+noop")))
 HALVES = [list(map(Block.parse, ("gqa1+noop", "noop+ffn32")))] * 3
@@ -33,8 +34,9 @@ def library(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
     run = Run(tmp_path_factory.mktemp("heal") / "run")
     parent = Parent(checkpoints["llama"], "llama")
     tokens = sequences(16, seed=1)
-    trace(run, parent, {"calibration": tokens, "scoring": tokens[:2]}, samples=1, seed=0)
-    distill(run, parent, HALVES, Distill(tokens=0), "trace")
+    window = Window(0, 1, {"calibration/all": tokens}, "inputs")
+    trace(run, parent, {"scoring": tokens[:2], **window.parts}, samples=1, seed=0)
+    distill(run, parent, HALVES, Distill(tokens=0), window)
     return Library(run, parent)
 
 

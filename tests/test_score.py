@@ -11,9 +11,9 @@ from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from puzzle import records
+from puzzle.fisher import per_sequence, per_token
 from puzzle.parent import Parent
 from puzzle.run import Run
-from puzzle.score import per_sequence, per_token
 from puzzle.trace import trace
 
 SAMPLES = 1500

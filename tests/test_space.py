@@ -8,7 +8,7 @@ from puzzle.blocks.variant import FFN, GQA, Block, LinearMap, NoOp
 from puzzle.config import Space
 from puzzle.errors import PuzzleError
 from puzzle.export.targets import refusal
-from puzzle.space import halves, layer_blocks
+from puzzle.space import layer_blocks, pieces
 
 PARENT = Block(GQA(4), FFN(1024))
 PARENTS = (PARENT,) * 3
@@ -113,7 +113,7 @@ def test_what_the_engine_cannot_load_is_left_out() -> None:
     assert not any(isinstance(block.attention, NoOp) for block in served[0])
 
 
-def test_halves_are_what_must_be_made() -> None:
+def test_pieces_are_what_must_be_made() -> None:
     """Every variant once, as a block whose other half is a no-op; not the parent's, not nothing."""
     space = Space(attention=("100%", "50%", "noop"), ffn=("100%", "50%", "linear", "noop"))
     blocks = layer_blocks(PARENTS, space, "hf")
@@ -122,5 +122,5 @@ def test_halves_are_what_must_be_made() -> None:
         Block(NoOp(), FFN(512)),
         Block(NoOp(), LinearMap()),
     ]
-    assert halves(blocks, PARENTS) == [expected] * 3
-    assert halves([(PARENT,)], [PARENT]) == [[]]
+    assert pieces(blocks, PARENTS) == [expected] * 3
+    assert pieces([(PARENT,)], [PARENT]) == [[]]

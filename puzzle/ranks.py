@@ -1,0 +1,54 @@
+"""Ranks: which layers are this process's work, and where processes meet.
+
+Started plainly there is one rank. Under torchrun, on one machine or on several that share a file
+system, each rank owns a range of layers and they meet on disk, with one barrier a stage. A rank
+that dies is replaced by running the same command again.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+PATIENCE = timedelta(days=30)  # a barrier waits as long as the longest stage of another rank
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process is number `rank` of `world`.
+
+    >>> [list(Ranks(rank, 3).mine(8)) for rank in range(3)]
+    [[0, 1], [2, 3, 4], [5, 6, 7]]
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank does what only one may do."""
+        return self.rank == 0
+
+    @property
+    def last(self) -> bool:
+        """Whether this rank owns the last layers."""
+        return self.rank == self.world - 1
+
+    def mine(self, layers: int) -> range:
+        """The layers of this rank: contiguous, as even as can be."""
+        return range(self.rank * layers // self.world, (self.rank + 1) * layers // self.world)
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.world > 1:
+            import torch.distributed as dist
+
+            if not dist.is_initialized():
+                dist.init_process_group("gloo", timeout=PATIENCE)
+            dist.barrier()
+
+
+def here() -> Ranks:
+    """The rank that torchrun gave this process; the only one where nothing did."""
+    return Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
