@@ -89,6 +89,7 @@ class Distill(StrictModel):
     tokens: NonNegativeInt = 65_536
     batch_tokens: PositiveInt = 2_048
     learning_rate: PositiveFloat = 1e-3
+    loss: Literal["mse", "cosine", "fisher"] = "mse"
     coupled: bool = False  # train every composed block as a whole too: for a narrow space
 
 

@@ -6,7 +6,7 @@ frozen before it, and halves are composed afterwards: m + n trainings a layer in
 Coupled, for a space narrowed by a first search, composed blocks are trained whole from there.
 
 Each half starts from the parent's weights (sliced, pooled or multiplied), has its last matrix
-refit in closed form, and is trained from the better of the two. Better is judged by the Fisher
+refit in closed form, and is trained from the best of these. Better is judged by the Fisher
 score on the scoring split, also while training: a variant stops where it no longer improves, and
 none ends worse than it began. All variants of a layer learn from the same batches of the same
 streams.
@@ -120,11 +120,13 @@ def _enter(lesson: Lesson, library: Library, layer: int, piece: Block, window: W
 
 
 def begin(lesson: Lesson, half: Block) -> Pupil:
-    """A half as it starts: sliced from the parent or refit, whichever scores better."""
-    sliced = lesson.sliced(half)
-    made = {"sliced": sliced, "refit": lesson.refit(half, sliced)}
-    losses = {name: lesson.kl(lesson.built(half, weights)) for name, weights in made.items()}
-    return Pupil(half, made[min(losses, key=lambda name: losses[name])], losses)
+    """A half as it starts: the best of its starts, or that one refit, whichever scores better."""
+    made = lesson.starts(half)
+    losses = {way: lesson.kl(lesson.built(half, weights)) for way, weights in made.items()}
+    way = min(losses, key=lambda name: losses[name])
+    refit = lesson.refit(half, made[way], way)
+    losses["refit"] = lesson.kl(lesson.built(half, refit))
+    return Pupil(half, refit if losses["refit"] < losses[way] else made[way], losses)
 
 
 def train(lesson: Lesson, pupils: Sequence[Pupil], options: Distill, steps: range) -> list[Pupil]:
@@ -148,7 +150,8 @@ class _Study:
     """One pupil in training: float32 masters, an optimizer, and the best it has been."""
 
     def __init__(self, lesson: Lesson, pupil: Pupil, options: Distill) -> None:
-        self.lesson, self.pupil, self.peak = lesson, pupil, options.learning_rate
+        self.lesson, self.pupil = lesson, pupil
+        self.peak, self.kind = options.learning_rate, options.loss
         masters = {name: weight.float().clone() for name, weight in pupil.weights.items()}
         self.module = lesson.built(pupil.piece, masters).requires_grad_()
         self.optimizer = torch.optim.AdamW(self.module.parameters(), weight_decay=0.0)
@@ -165,7 +168,7 @@ class _Study:
             group["lr"] = self.peak * rate
         half_precision = self.lesson.parent.dtype == torch.bfloat16
         with torch.autocast("cpu", torch.bfloat16, enabled=half_precision):
-            loss = self.lesson.loss(self.module, streams)
+            loss = self.lesson.loss(self.module, streams, self.kind)
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()

@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from puzzle import records
 from puzzle.blocks.attention import initial_attention
@@ -29,6 +30,7 @@ from puzzle.parent import Parent
 from puzzle.run import Run
 from puzzle.window import Window
 
+Loss = Literal["mse", "cosine", "fisher"]
 BATCH_SEQUENCES = 8  # of one forward pass without gradients
 LAST_MATRICES = (
     "self_attn.o_proj",
@@ -100,17 +102,29 @@ class Lesson:
             return module.feed(streams.middle)
         return module(streams.enter, **self.context)
 
-    def loss(self, module: PuzzleLayer, streams: Streams) -> torch.Tensor:
-        """Weighted `|o_c - o_p|^2 / |o_p - h|^2`, o the layer's output with this piece in place.
+    def loss(self, module: PuzzleLayer, streams: Streams, kind: Loss = "mse") -> torch.Tensor:
+        """How far the layer's output o_c is from the parent's o_p with this piece in place.
 
-        Weights are 1 / |o_p|^2 per token, so that no massive activation decides alone; the
-        denominator is what a layer that does nothing would lose, so 1 means no better than
-        removing the layer.
+        `mse` is the weighted `|o_c - o_p|^2 / |o_p - h|^2`: weights are 1 / |o_p|^2 per token, so
+        that no massive activation decides alone, and 1 is what removing the layer would lose.
+        `fisher` is the same in the layer's Fisher metric, where directions count by what they do
+        to the next token; `cosine` the mean of 1 - cos(o_c, o_p).
         """
         output = self.output(module, streams)
-        error = (output - streams.leave).float().square().sum(-1) * streams.weight
-        nothing = (streams.enter - streams.leave).float().square().sum(-1) * streams.weight
-        return error.sum() / nothing.sum()
+        if kind == "cosine":
+            return (1 - F.cosine_similarity(output.float(), streams.leave.float(), dim=-1)).mean()
+        changes = output - streams.leave, streams.enter - streams.leave
+        if kind == "fisher":
+            changes = changes[0].float() @ self.metric, changes[1].float() @ self.metric
+        error, nothing = ((d.float().square().sum(-1) * streams.weight).sum() for d in changes)
+        return error / nothing
+
+    @cached_property
+    def metric(self) -> torch.Tensor:
+        """R [D, D] with `R R^T = E g g^T`: |d R|^2 is twice the KL of a change d, on average."""
+        g_ND = self.gradient.flatten(0, -2).double()
+        values, vectors = torch.linalg.eigh(g_ND.T @ g_ND / len(g_ND))
+        return (vectors * values.clamp_min(0).sqrt()).float()
 
     @torch.no_grad()
     def kl(self, module: PuzzleLayer) -> float:
@@ -122,28 +136,54 @@ class Lesson:
         """A piece as a frozen module."""
         return build_layer(self.parent.config, piece, weights)
 
-    def sliced(self, half: Block) -> Weights:
-        """The half as computed from the parent's weights alone."""
-        if isinstance(half.ffn, NoOp):
-            return initial_attention(half.attention, self.weights, self.parent.shape.head_dim)
-        return initial_ffn(half.ffn, self.weights, self.channels)
+    def starts(self, half: Block) -> dict[str, Weights]:
+        """The half as computed from the parent's weights alone, by the name of the way.
 
-    def refit(self, half: Block, sliced: Weights) -> Weights:
-        """`sliced` with its last matrix solved by least squares against the parent's half."""
-        name = _last_matrix(sliced)
+        An FFN keeps its most important channels by either measure of importance.
+        """
+        if isinstance(half.ffn, NoOp):
+            head_dim = self.parent.shape.head_dim
+            return {"sliced": initial_attention(half.attention, self.weights, head_dim)}
+        orders = self.channels if isinstance(half.ffn, FFN) else {"sliced": torch.empty(0)}
+        return {name: initial_ffn(half.ffn, self.weights, order) for name, order in orders.items()}
+
+    def refit(self, half: Block, start: Weights, way: str) -> Weights:
+        """A start with its last matrix solved by least squares against the parent's half."""
+        name = _last_matrix(start)
         if isinstance(half.ffn, FFN):
-            kept = kept_channels(self.channels, half.ffn.intermediate_size)
+            kept = kept_channels(self.channels[way], half.ffn.intermediate_size)
             equations = self.ffn_statistics[0].features(kept)
         else:
-            equations, _ = self._statistics(half, sliced)
-        return sliced | {f"{name}.weight": equations.solve(sliced[f"{name}.weight"])}
+            equations, _ = self._statistics(half, start)
+        return start | {f"{name}.weight": equations.solve(start[f"{name}.weight"])}
 
     @cached_property
-    def channels(self) -> torch.Tensor:
-        """The parent's FFN channels by contribution, `mean |x_k| * |W_down[:, k]|`, best first."""
-        down_DF = self.weights["mlp.down_proj.weight"]
-        contribution = self.ffn_statistics[1] * down_DF.float().norm(dim=0)
-        return contribution.argsort(descending=True, stable=True)
+    def channels(self) -> dict[str, torch.Tensor]:
+        """The parent's FFN channels, best first, by how a start is named.
+
+        `sliced`: by contribution, `mean |x_k| * |W_down[:, k]|`. `fisher`: by the Fisher score of
+        removing the channel alone, `E (x_k g . W_down[:, k])^2`.
+        """
+        down_DF = self.weights["mlp.down_proj.weight"].float()
+        importance = {
+            "sliced": self.ffn_statistics[1] * down_DF.norm(dim=0),
+            "fisher": self._channel_scores(down_DF),
+        }
+        return {n: i.argsort(descending=True, stable=True) for n, i in importance.items()}
+
+    @torch.no_grad()
+    def _channel_scores(self, down_DF: torch.Tensor) -> torch.Tensor:
+        own = Block(NoOp(), self.block.ffn)
+        module = self.built(own, {n: w for n, w in self.weights.items() if _is_ffn(n)})
+        matrix, scores_F, first = module.get_submodule("mlp.down_proj"), 0.0, 0
+        for streams in self.judge.batches():
+            x_NF = self._input_of(module, matrix, streams)
+            last = first + len(streams.enter)
+            for g_STD in self.gradient[:, first:last]:
+                pushed_NF = g_STD.float().flatten(0, 1) @ down_DF
+                scores_F = scores_F + (x_NF * pushed_NF).square().sum(dim=0)
+            first = last
+        return torch.as_tensor(scores_F)
 
     @cached_property
     def ffn_statistics(self) -> tuple[NormalEquations, torch.Tensor]:

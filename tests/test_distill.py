@@ -111,30 +111,66 @@ def test_token_weights_undo_the_size_of_a_token() -> None:
 def test_every_width_reads_one_gram_matrix(lesson: Lesson, width: int) -> None:
     """The submatrix equals the equations of the sliced FFN computed on their own."""
     half = Block(NoOp(), FFN(width))
-    x = hidden_of_ffn(lesson, half, lesson.sliced(half))
+    x = hidden_of_ffn(lesson, half, lesson.starts(half)["sliced"])
     y = (lesson.teach.leave - lesson.teach.middle).flatten(0, 1)
     outputs = y.shape[1]
     direct = NormalEquations.of([(x, y, lesson.teach.weight.flatten())], width, outputs)
-    shared = lesson.ffn_statistics[0].features(kept_channels(lesson.channels, width))
+    shared = lesson.ffn_statistics[0].features(kept_channels(lesson.channels["sliced"], width))
     torch.testing.assert_close(shared.gram, direct.gram, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(shared.cross, direct.cross, rtol=1e-4, atol=1e-4)
 
 
 def test_channels_come_by_what_they_contribute(lesson: Lesson) -> None:
     own = Block(NoOp(), lesson.block.ffn)
-    x = hidden_of_ffn(lesson, own, lesson.sliced(own))
+    x = hidden_of_ffn(lesson, own, lesson.starts(own)["sliced"])
     contribution = x.abs().mean(0) * lesson.weights["mlp.down_proj.weight"].norm(dim=0)
-    ordered = contribution[lesson.channels]
-    assert sorted(lesson.channels.tolist()) == list(range(96))
+    ordered = contribution[lesson.channels["sliced"]]
+    assert sorted(lesson.channels["sliced"].tolist()) == list(range(96))
     assert (ordered[:-1] >= ordered[1:] * (1 - 1e-5)).all()
+
+
+def test_fisher_ranks_channels_by_what_removing_each_costs(lesson: Lesson) -> None:
+    """Against the score of the layer with that one channel set to zero."""
+    own = Block(NoOp(), lesson.block.ffn)
+    whole = lesson.starts(own)["sliced"]
+
+    def without(channel: int) -> float:
+        down = whole["mlp.down_proj.weight"].clone()
+        down[:, channel] = 0
+        return lesson.kl(lesson.built(own, whole | {"mlp.down_proj.weight": down}))
+
+    costs = [without(int(channel)) for channel in lesson.channels["fisher"]]
+    assert costs == sorted(costs, reverse=True)
+
+
+def test_every_loss_is_nothing_at_the_parent_and_falls_in_training(lesson: Lesson) -> None:
+    own, half = Block(NoOp(), lesson.block.ffn), Block.parse("noop+ffn32")
+    sliced = lesson.starts(half)["sliced"]
+    for kind in ("mse", "cosine", "fisher"):
+        perfect = lesson.built(own, lesson.starts(own)["sliced"])
+        assert float(lesson.loss(perfect, lesson.teach, kind)) < 1e-6
+        begun = Pupil(half, sliced, {"sliced": 1e9})
+        options = OPTIONS.model_copy(update={"loss": kind})
+        (pupil,) = train(lesson, [begun], options, range(10))
+        before, after = (
+            float(lesson.loss(lesson.built(half, weights), lesson.teach, kind).detach())
+            for weights in (sliced, pupil.weights)
+        )
+        assert after < before
+
+
+def test_the_fisher_metric_is_the_expected_square_of_a_gradient(lesson: Lesson) -> None:
+    change = torch.randn(64, generator=torch.Generator().manual_seed(3))
+    expected = (lesson.gradient @ change).square().mean()
+    torch.testing.assert_close((change @ lesson.metric).square().sum(), expected)
 
 
 def test_the_parents_own_halves_lose_nothing(family: str, traced: Opened) -> None:
     """Whatever the family, its window and its biases: the parent is its own perfect pupil."""
     lesson = Lesson.read(*traced(family), LAYER, WINDOW)
     for half in (Block(lesson.block.attention, NoOp()), Block(NoOp(), lesson.block.ffn)):
-        sliced = lesson.sliced(half)
-        for weights in (sliced, lesson.refit(half, sliced)):
+        sliced = lesson.starts(half)["sliced"]
+        for weights in (sliced, lesson.refit(half, sliced, "sliced")):
             module = lesson.built(half, weights)
             assert float(lesson.loss(module, lesson.teach)) < 1e-6
             assert lesson.kl(module) < 1e-6
@@ -149,8 +185,8 @@ def test_a_layer_that_does_nothing_loses_one(lesson: Lesson) -> None:
 @pytest.mark.parametrize("half", HALVES)
 def test_the_refit_is_better_on_the_tokens_that_teach(lesson: Lesson, half: str) -> None:
     block = Block.parse(half)
-    sliced = lesson.sliced(block)
-    refit = lesson.refit(block, sliced)
+    sliced = lesson.starts(block)["sliced"]
+    refit = lesson.refit(block, sliced, "sliced")
     losses = [
         float(lesson.loss(build_layer(lesson.parent.config, block, weights), lesson.teach).detach())
         for weights in (sliced, refit)
@@ -166,8 +202,8 @@ def trained(lesson: Lesson) -> dict[tuple[str, str], Pupil]:
     """Every half trained from either initialization, by half and start."""
     starts = {}
     for half in map(Block.parse, HALVES):
-        sliced = lesson.sliced(half)
-        for start, weights in (("sliced", sliced), ("refit", lesson.refit(half, sliced))):
+        sliced = lesson.starts(half)["sliced"]
+        for start, weights in (("sliced", sliced), ("refit", lesson.refit(half, sliced, "sliced"))):
             before = lesson.kl(lesson.built(half, weights))
             starts[str(half), start] = Pupil(half, weights, {"before": before})
     return dict(zip(starts, train(lesson, list(starts.values()), OPTIONS, STEPS)))
