@@ -11,7 +11,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from puzzle.blocks.variant import FFN, GQA, Block, LinearMap, NoOp
+from puzzle.blocks.variant import FFN, GQA, Block, MoE
 from puzzle.result import COLUMNS, Result
 
 if TYPE_CHECKING:
@@ -164,15 +164,17 @@ def _size(variant: Any) -> int:
             return heads
         case FFN(intermediate_size=width):
             return width
+        case MoE(experts=experts):
+            return experts
         case _:
             return 0
 
 
 def _label(variant: Any) -> str:
     match variant:
-        case NoOp() | LinearMap():
-            return str(variant)
         case GQA(kv_heads=heads, window=window):
             return f"{heads} KV" + (f" w{window}" if window else "")
+        case FFN(intermediate_size=width):
+            return str(width)
         case _:
-            return str(_size(variant))
+            return str(variant)

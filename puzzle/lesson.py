@@ -16,8 +16,9 @@ from torch import nn
 from puzzle import records
 from puzzle.blocks.attention import initial_attention
 from puzzle.blocks.ffn import initial_ffn, kept_channels
+from puzzle.blocks.moe import expert_contributions
 from puzzle.blocks.refit import NormalEquations, token_weights
-from puzzle.blocks.variant import FFN, Block, NoOp
+from puzzle.blocks.variant import FFN, Block, MoE, NoOp
 from puzzle.export.modeling_puzzle import PuzzleLayer
 from puzzle.modules import Weights, build_layer
 from puzzle.parent import Parent
@@ -103,11 +104,17 @@ class Lesson:
         """The half as computed from the parent's weights alone."""
         if isinstance(half.ffn, NoOp):
             return initial_attention(half.attention, self.weights, self.parent.shape.head_dim)
-        return initial_ffn(half.ffn, self.weights, self.channels)
+        parts = self.experts if isinstance(self.block.ffn, MoE) else self.channels
+        return initial_ffn(half.ffn, self.weights, parts)
 
     def refit(self, half: Block, sliced: Weights) -> Weights:
-        """`sliced` with its last matrix solved by least squares against the parent's half."""
+        """`sliced` with its last matrix solved by least squares against the parent's half.
+
+        Halves without one last matrix for all tokens (experts, your own) stay as they are.
+        """
         name = _last_matrix(sliced)
+        if name is None:
+            return sliced
         if isinstance(half.ffn, FFN):
             kept = kept_channels(self.channels, half.ffn.intermediate_size)
             equations = self.ffn_statistics[0].features(kept)
@@ -123,6 +130,21 @@ class Lesson:
         return contribution.argsort(descending=True, stable=True)
 
     @cached_property
+    @torch.no_grad()
+    def experts(self) -> torch.Tensor:
+        """The parent's experts by contribution on the streams that teach, best first."""
+        norm, mlp = self.layer.post_attention_layernorm, self.layer.mlp
+        assert norm is not None
+        assert mlp is not None
+        router = mlp.get_submodule("router" if "mlp.router.weight" in self.weights else "gate")
+        contribution = sum(
+            expert_contributions(router, mlp.get_submodule("experts"), norm(middle).flatten(0, 1))
+            for middle in (streams.middle for streams in self.fit.batches())
+        )
+        assert isinstance(contribution, torch.Tensor)
+        return contribution.argsort(descending=True, stable=True)
+
+    @cached_property
     def ffn_statistics(self) -> tuple[NormalEquations, torch.Tensor]:
         """Normal equations over all of the parent's FFN channels, and mean |x| [F] of each."""
         own = Block(NoOp(), self.block.ffn)
@@ -132,6 +154,7 @@ class Lesson:
     def _statistics(self, half: Block, weights: Weights) -> tuple[NormalEquations, torch.Tensor]:
         """One pass of a half over the streams that teach, seen from its last matrix."""
         module, name = build_layer(self.parent.config, half, weights), _last_matrix(weights)
+        assert name is not None
         outputs, features = weights[f"{name}.weight"].shape
         equations = NormalEquations.zeros(features, outputs)
         magnitude, tokens = torch.zeros(features, dtype=torch.float64), 0
@@ -165,5 +188,5 @@ def _is_ffn(name: str) -> bool:
     return name.startswith(("mlp.", "post_attention_layernorm."))
 
 
-def _last_matrix(weights: Weights) -> str:
-    return next(name for name in LAST_MATRICES if f"{name}.weight" in weights)
+def _last_matrix(weights: Weights) -> str | None:
+    return next((name for name in LAST_MATRICES if f"{name}.weight" in weights), None)

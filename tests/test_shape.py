@@ -33,6 +33,20 @@ CONFIGS = {
     "qwen3": {"model_type": "qwen3", "head_dim": 16},
     "qwen3-default-head": {"model_type": "qwen3"},
     "nemotron": {"model_type": "nemotron", "head_dim": 12},
+    "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3-moe": {
+        "model_type": "qwen3_moe",
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 40,
+        "head_dim": 16,
+    },
+    "gpt-oss": {
+        "model_type": "gpt_oss",
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "head_dim": 16,
+    },
     "nemotron-biased": {"model_type": "nemotron", "attention_bias": True, "mlp_bias": True},
 }
 
@@ -126,7 +140,7 @@ def test_windows_are_those_of_the_family(extra, windows):
 def test_an_unknown_family_names_the_known_ones():
     expected = (
         "model type 'bert' is not supported; the families are llama, mistral, qwen2, qwen3, "
-        "nemotron"
+        "nemotron, mixtral, qwen3_moe, gpt_oss"
     )
     with pytest.raises(PuzzleError) as error:
         Shape.from_config({"model_type": "bert"})
