@@ -93,8 +93,8 @@ _TRAITS = {
         max_positions=32768,
     ),
     "gpt_oss": _Traits(
-        qkv_bias="attention_bias",
-        o_bias="attention_bias",
+        qkv_bias=True,
+        o_bias=True,
         sinks=True,
         experts=True,
         expert_bias=True,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from puzzle.blocks.variant import FFN, GQA, Block, LinearMap, NoOp
+from puzzle.blocks.variant import FFN, GQA, Block, LinearMap, MoE, NoOp
 from puzzle.errors import PuzzleError
 from puzzle.shape import Shape
 
@@ -79,9 +79,12 @@ def test_counts_equal_the_real_modules(config):
 
 
 def test_a_smaller_block_counts_as_a_smaller_model(config):
-    smaller = config | {"num_key_value_heads": 1, "intermediate_size": 64}
-    layer = meta_model(smaller).model.layers[0]
-    assert Shape.from_config(config).block_params(Block(GQA(1), FFN(64))) == count(layer)
+    shape = Shape.from_config(config)
+    experts = "num_experts" if "num_experts" in config else "num_local_experts"
+    less = {experts: 3} if shape.experts else {"intermediate_size": 64}
+    layer = meta_model(config | {"num_key_value_heads": 1} | less).model.layers[0]
+    ffn = MoE(3) if shape.experts else FFN(64)
+    assert shape.block_params(Block(GQA(1), ffn)) == count(layer)
 
 
 def test_linear_has_its_norm_and_one_matrix_and_noop_nothing(config):
