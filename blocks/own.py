@@ -26,9 +26,9 @@ class OwnVariant(AttentionVariant, FFNVariant):
 
     and the methods `__str__`, `matrices` (parameters and seconds follow from them, the norm
     before it is counted too), `module` and `initial`. It is scored, priced and chosen as all
-    others are. Trained weights start from `initial`; no refit in closed form is tried. It keeps no
-    keys and values: an attention half works on the tokens of one pass alone, so it may look back
-    in training and scoring, but in generation only where the cache is off.
+    others are. Training starts from `initial`; a last linear map that the module calls `down_proj`
+    (in attention `o_proj`) is refit in closed form first. It keeps no keys and values: attention
+    of your own sees the tokens of one pass, so what looks back generates with `use_cache=False`.
 
     Hugging Face loads a checkpoint that holds it once `puzzle.add_variant` and `puzzle.register`
     were called in the same process; no other engine does.

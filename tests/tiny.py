@@ -14,6 +14,14 @@ SIZES = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
 YARN = {
     "rope_type": "yarn",
     "rope_theta": 150000.0,
@@ -27,7 +35,12 @@ FAMILIES = {
     "llama": ("Llama", {"tie_word_embeddings": False}),
     "llama-tied": (
         "Llama",
-        {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
+        {
+            "tie_word_embeddings": True,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "rope_parameters": LLAMA3_ROPE,
+        },
     ),
     "mistral": ("Mistral", {"sliding_window": 8}),
     "qwen2": ("Qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),

@@ -20,6 +20,7 @@ from puzzle.blocks.own import OwnVariant
 from puzzle.blocks.sizes import Matrix, Sizes
 from puzzle.blocks.variant import ATTENTIONS, FFN, FFNS, GQA, Block, LinearMap, MoE, NoOp, Variant
 from puzzle.budget import Workload
+from puzzle.distill import begin
 from puzzle.export import modeling_puzzle
 from puzzle.export.checkpoint import write_checkpoint
 from puzzle.export.targets import refusal
@@ -28,21 +29,27 @@ from puzzle.hardware.kernels import Roofline
 from puzzle.hardware.modeled import Modeled
 from puzzle.hardware.roofline import block_cost
 from puzzle.hardware.source import passes
+from puzzle.lesson import Lesson
 from puzzle.modules import Weights, build_layer, build_model, load
 from puzzle.parent import Parent
+from puzzle.run import Run
 from puzzle.space import halves, layer_blocks
+from puzzle.trace import trace
 
 LAYER = 2
 WORKLOAD = Workload(prompt_tokens=16, new_tokens=4, batches=(2,), weights="float32", kv="float32")
 
 
-class Bottleneck(nn.Sequential):
-    """Down to a few channels and up again."""
+class Bottleneck(nn.Module):
+    """Into a few channels and out again."""
 
     def __init__(self, hidden_size: int, rank: int) -> None:
-        super().__init__(
-            nn.Linear(hidden_size, rank, bias=False), nn.Linear(rank, hidden_size, bias=False)
-        )
+        super().__init__()
+        self.up_proj = nn.Linear(hidden_size, rank, bias=False)
+        self.down_proj = nn.Linear(rank, hidden_size, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.up_proj(hidden_states))
 
 
 class Mean(nn.Module):
@@ -77,8 +84,8 @@ class LowRank(OwnVariant):
 
     def initial(self, parent: Weights) -> Weights:
         hidden = len(parent["post_attention_layernorm.weight"])
-        down = torch.eye(hidden)[: self.rank]
-        return {"0.weight": down, "1.weight": torch.zeros(hidden, self.rank)}
+        into = torch.eye(hidden)[: self.rank]
+        return {"up_proj.weight": into, "down_proj.weight": torch.zeros(hidden, self.rank)}
 
 
 @dataclass(frozen=True)
@@ -216,6 +223,16 @@ def test_its_export_loads_in_hugging_face(
     with torch.no_grad():
         expected, found = child(tokens).logits, loaded(tokens).logits
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_last_map_of_a_users_variant_is_refit(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    parent, run = Parent(checkpoints["llama"], "llama"), Run(tmp_path)
+    text = torch.randint(0, 97, (192, 24), generator=torch.Generator().manual_seed(4))
+    trace(run, parent, {"calibration": text, "scoring": text[:1]}, samples=1, seed=0)
+    losses = begin(Lesson.read(run, parent, LAYER), Block(NoOp(), LowRank(64))).losses
+    assert losses["refit"] < 0.95 * losses["sliced"]
 
 
 def test_what_engines_refuse_is_said_before(half: Block) -> None:
