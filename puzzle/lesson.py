@@ -110,7 +110,7 @@ class Lesson:
     def refit(self, half: Block, sliced: Weights) -> Weights:
         """`sliced` with its last matrix solved by least squares against the parent's half.
 
-        Halves without one last matrix for all tokens (experts, your own) stay as they are.
+        A half without one last matrix for all tokens, as experts are, stays as it is.
         """
         name = _last_matrix(sliced)
         if name is None:
