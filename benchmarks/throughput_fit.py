@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from throughput import ROWS, Machine, Row, errors, figures, read
+from throughput import ROWS, Machine, Row, dense, errors, figures, read
 
 from puzzle.hardware.devices import Link, device
 from puzzle.hardware.kernels import Roofline
@@ -98,4 +98,4 @@ def cross_validated(rows: Sequence[Row]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     found, _ = read(ROWS)
-    print(fit(found))
+    print(fit(dense(found)))

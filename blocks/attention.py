@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+from .own import OwnVariant
 from .variant import GQA, AttentionVariant, NoOp
 
 Weights = dict[str, torch.Tensor]
@@ -31,6 +32,8 @@ def initial_attention(variant: AttentionVariant, parent: Weights, head_dim: int)
     if isinstance(variant, GQA):
         return {name: _pool(name, w, variant.kv_heads, head_dim) for name, w in half.items()}
     norm = {name: w for name, w in half.items() if name.startswith(NORM)}
+    if isinstance(variant, OwnVariant):
+        return norm | {ATTENTION + name: w for name, w in variant.initial(parent).items()}
     return norm | {"self_attn.linear_attn.weight": self_attention_map(half, head_dim)}
 
 

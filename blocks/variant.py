@@ -1,7 +1,7 @@
 """The variants a half layer may take, and their text form.
 
 A block is an attention variant and an FFN variant. Every variant is a frozen value with a short
-text form that round-trips: `gqa2`, `gqa8w1024`, `linear`, `noop` for attention; `ffn768`,
+text form that round-trips: `gqa2`, `gqa8w1024`, `linear`, `noop` for attention; `ffn768`, `moe4`,
 `linear`, `noop` for the FFN; `gqa2+ffn768` for a block.
 
 >>> Block.parse("gqa2+ffn768")
@@ -13,48 +13,292 @@ Block(attention=GQA(kv_heads=2, window=None), ffn=FFN(intermediate_size=768))
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar, Self, TypeVar
+
+from .sizes import Matrix, Sizes
+
+WIDTH_STEP = 256  # FFN widths of parents that are wide enough: what DeciLM and tensor cores like
+
+
+class Variant(ABC):
+    """What may stand in one half of a layer: its text form, its cost, how checkpoints name it.
+
+    Subclasses are frozen dataclasses whose fields are the groups of `pattern`.
+    """
+
+    pattern: ClassVar[str]  # the whole text form as a regular expression, numbers in groups
+    examples: ClassVar[tuple[str, ...]]  # for the sentence that says what can be written
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """The text form, which `read` reads back."""
+
+    @abstractmethod
+    def matrices(self, sizes: Sizes) -> tuple[Matrix, ...]:
+        """The linear maps a token passes, in order: nearly all parameters, and all GEMMs."""
+
+    @abstractmethod
+    def entry(self, heads: int) -> dict[str, Any]:
+        """What it writes into its half of a layer's `block_configs` entry."""
+
+    @classmethod
+    def read(cls, text: str) -> Self | None:
+        """The variant of this text; None where it is of another kind."""
+        match = re.fullmatch(cls.pattern, text)
+        return cls(*(group and int(group) for group in match.groups())) if match else None
+
+    def vectors(self, sizes: Sizes) -> int:
+        """Parameters beside the matrices: the half's norm, and what a kind has more."""
+        return sizes.norm_params
+
+    def params(self, sizes: Sizes) -> int:
+        """Parameters of the half, its norm included."""
+        return self.vectors(sizes) + sum(matrix.params for matrix in self.matrices(sizes))
+
+    @property
+    def beyond_decilm(self) -> str | None:
+        """Why engines that read DeciLM checkpoints cannot load it; None where they can."""
+        return f"vLLM knows no {self} in a layer"
+
+    def share(self, fraction: float) -> Self | None:
+        """The same kind with this share of its parts; None where there is no such part."""
+        return None
+
+    def suits(self, own: Variant) -> bool:
+        """Whether it can be made from `own`, the parent's."""
+        return True
+
+    def excess(self, own: Variant) -> str | None:
+        """What it asks for that `own`, the parent's of the same kind, cannot give; None: fine."""
+        return None
+
+
+class AttentionVariant(Variant):
+    """What may stand in the attention half."""
+
+    @property
+    def cached_heads(self) -> int:
+        """KV heads whose keys and values it keeps for every token."""
+        return 0
+
+    @property
+    def sees(self) -> int | None:
+        """How many tokens back it looks; None: all."""
+        return None
+
+
+class FFNVariant(Variant):
+    """What may stand in the FFN half."""
 
 
 @dataclass(frozen=True)
-class GQA:
+class GQA(AttentionVariant):
     """Grouped-query attention with `kv_heads` KV heads, seeing `window` tokens back (None: all)."""
 
     kv_heads: int
     window: int | None = None
+    pattern: ClassVar[str] = r"gqa([1-9]\d*)(?:w([1-9]\d*))?"
+    examples: ClassVar[tuple[str, ...]] = ("gqa2", "gqa8w1024")
 
     def __str__(self) -> str:
         return f"gqa{self.kv_heads}" + (f"w{self.window}" if self.window else "")
 
+    def matrices(self, sizes: Sizes) -> tuple[Matrix, ...]:
+        """Query, key and value in one, and the output projection."""
+        inner = sizes.heads * sizes.head_dim
+        return (
+            Matrix(sizes.hidden_size, sizes.qkv_size(self.kv_heads), sizes.qkv_bias),
+            Matrix(inner, sizes.hidden_size, sizes.o_bias),
+        )
+
+    def vectors(self, sizes: Sizes) -> int:
+        """Norm, q and k norms, sinks."""
+        return sizes.norm_params + sizes.qk_norm * 2 * sizes.head_dim + sizes.sinks * sizes.heads
+
+    def entry(self, heads: int) -> dict[str, Any]:
+        """Heads per KV head, and the window."""
+        return {"n_heads_in_group": heads // self.kv_heads, "window_length": self.window}
+
+    @property
+    def cached_heads(self) -> int:
+        """All of its KV heads."""
+        return self.kv_heads
+
+    @property
+    def sees(self) -> int | None:
+        """Its window."""
+        return self.window
+
+    @property
+    def beyond_decilm(self) -> str | None:
+        """Windows are."""
+        return "vLLM ignores the window of a layer" if self.window else None
+
+    def share(self, fraction: float) -> GQA | None:
+        """Fewer KV heads, where they are whole and divide."""
+        heads = self.kv_heads * fraction
+        divides = heads >= 1 and heads.is_integer() and self.kv_heads % int(heads) == 0
+        return GQA(int(heads), self.window) if divides else None
+
+    def excess(self, own: Variant) -> str | None:
+        """KV heads that do not divide the parent's."""
+        assert isinstance(own, GQA)
+        if own.kv_heads % self.kv_heads == 0:
+            return None
+        return f"{self.kv_heads} KV heads, which do not divide the parent's {own.kv_heads}"
+
 
 @dataclass(frozen=True)
-class FFN:
+class FFN(FFNVariant):
     """The parent's feed-forward network with `intermediate_size` channels."""
 
     intermediate_size: int
+    pattern: ClassVar[str] = r"ffn([1-9]\d*)"
+    examples: ClassVar[tuple[str, ...]] = ("ffn768",)
 
     def __str__(self) -> str:
         return f"ffn{self.intermediate_size}"
 
+    def matrices(self, sizes: Sizes) -> tuple[Matrix, ...]:
+        """Gate and up in one (up alone where ungated), and down."""
+        into = (2 if sizes.gated else 1) * self.intermediate_size
+        return (
+            Matrix(sizes.hidden_size, into, sizes.mlp_bias),
+            Matrix(self.intermediate_size, sizes.hidden_size, sizes.mlp_bias),
+        )
+
+    def entry(self, heads: int) -> dict[str, Any]:
+        """The width, which the exporter rewrites for its target."""
+        return {"intermediate_size": self.intermediate_size}
+
+    @property
+    def beyond_decilm(self) -> str | None:
+        """Any width is written, padded."""
+        return None
+
+    def share(self, fraction: float) -> FFN:
+        """Fewer channels, in steps where the parent is wide enough; all of them stay all."""
+        if fraction == 1:
+            return self
+        step = WIDTH_STEP if self.intermediate_size >= 4 * WIDTH_STEP else 1
+        width = round(self.intermediate_size * fraction / step) * step
+        return FFN(min(max(step, width), self.intermediate_size))
+
+    def suits(self, own: Variant) -> bool:
+        """A mixture of experts has no FFN to slice."""
+        return isinstance(own, FFN)
+
+    def excess(self, own: Variant) -> str | None:
+        """Channels the parent does not have."""
+        assert isinstance(own, FFN)
+        if self.intermediate_size <= own.intermediate_size:
+            return None
+        return f"{self.intermediate_size} channels, the parent has {own.intermediate_size}"
+
 
 @dataclass(frozen=True)
-class LinearMap:
+class MoE(FFNVariant):
+    """The parent's mixture with `experts` of its experts; a token takes as many as before."""
+
+    experts: int
+    pattern: ClassVar[str] = r"moe([1-9]\d*)"
+    examples: ClassVar[tuple[str, ...]] = ("moe4",)
+
+    def __str__(self) -> str:
+        return f"moe{self.experts}"
+
+    def matrices(self, sizes: Sizes) -> tuple[Matrix, ...]:
+        """Router, gate and up in one, and down."""
+        bias, used = sizes.expert_bias, min(sizes.experts_per_token, self.experts)
+        return (
+            Matrix(sizes.hidden_size, self.experts, bias),
+            Matrix(sizes.hidden_size, 2 * sizes.expert_size, bias, self.experts, used),
+            Matrix(sizes.expert_size, sizes.hidden_size, bias, self.experts, used),
+        )
+
+    def entry(self, heads: int) -> dict[str, Any]:
+        """The number of experts."""
+        return {"moe": {"num_local_experts": self.experts}}
+
+    @property
+    def beyond_decilm(self) -> str | None:
+        """No mixture is in the format."""
+        return "vLLM knows no mixture of experts in a layer"
+
+    def share(self, fraction: float) -> MoE:
+        """Fewer experts, one at least."""
+        return MoE(max(1, round(self.experts * fraction)))
+
+    def suits(self, own: Variant) -> bool:
+        """A dense FFN has no experts to keep."""
+        return isinstance(own, MoE)
+
+    def excess(self, own: Variant) -> str | None:
+        """Experts the parent does not have."""
+        assert isinstance(own, MoE)
+        if self.experts <= own.experts:
+            return None
+        return f"{self.experts} experts, the parent has {own.experts}"
+
+
+@dataclass(frozen=True)
+class LinearMap(AttentionVariant, FFNVariant):
     """One hidden x hidden matrix on the normalised input."""
+
+    pattern: ClassVar[str] = "linear"
+    examples: ClassVar[tuple[str, ...]] = ("linear",)
 
     def __str__(self) -> str:
         return "linear"
 
+    def matrices(self, sizes: Sizes) -> tuple[Matrix, ...]:
+        """The one."""
+        return (Matrix(sizes.hidden_size, sizes.hidden_size),)
+
+    def entry(self, heads: int) -> dict[str, Any]:
+        """As DeciLM says it."""
+        return {"replace_with_linear": True}
+
+    @property
+    def beyond_decilm(self) -> str | None:
+        """The format has it, vLLM does not."""
+        return "vLLM knows no linear map in place of a half"
+
 
 @dataclass(frozen=True)
-class NoOp:
+class NoOp(AttentionVariant, FFNVariant):
     """Nothing: the residual stream passes through; the half's norm goes too."""
+
+    pattern: ClassVar[str] = "noop"
+    examples: ClassVar[tuple[str, ...]] = ("noop",)
 
     def __str__(self) -> str:
         return "noop"
 
+    def matrices(self, sizes: Sizes) -> tuple[Matrix, ...]:
+        """None."""
+        return ()
 
-AttentionVariant = GQA | LinearMap | NoOp
-FFNVariant = FFN | LinearMap | NoOp
+    def vectors(self, sizes: Sizes) -> int:
+        """Not even a norm."""
+        return 0
+
+    def entry(self, heads: int) -> dict[str, Any]:
+        """As DeciLM says it."""
+        return {"no_op": True}
+
+    @property
+    def beyond_decilm(self) -> str | None:
+        """Engines leave the half out."""
+        return None
+
+
+# the kinds that `parse_attention` and `parse_ffn` try in turn; `puzzle.add_variant` adds to them
+ATTENTIONS: dict[str, type[AttentionVariant]] = {"gqa": GQA, "linear": LinearMap, "noop": NoOp}
+FFNS: dict[str, type[FFNVariant]] = {"ffn": FFN, "moe": MoE, "linear": LinearMap, "noop": NoOp}
 
 
 @dataclass(frozen=True)
@@ -76,23 +320,22 @@ class Block:
         return cls(parse_attention(attention), parse_ffn(ffn))
 
 
+_Kind = TypeVar("_Kind", bound=Variant)
+
+
 def parse_attention(text: str) -> AttentionVariant:
-    """Read `gqa<kv heads>[w<window>]`, `linear` or `noop`."""
-    if match := re.fullmatch(r"gqa([1-9]\d*)(?:w([1-9]\d*))?", text):
-        return GQA(int(match[1]), int(match[2]) if match[2] else None)
-    return _linear_or_noop(text, "attention", "gqa2, gqa8w1024")
+    """Read `gqa<kv heads>[w<window>]`, `linear`, `noop`, or a kind that was added."""
+    return _parse(text, "attention", ATTENTIONS)
 
 
 def parse_ffn(text: str) -> FFNVariant:
-    """Read `ffn<intermediate size>`, `linear` or `noop`."""
-    if match := re.fullmatch(r"ffn([1-9]\d*)", text):
-        return FFN(int(match[1]))
-    return _linear_or_noop(text, "FFN", "ffn768")
+    """Read `ffn<intermediate size>`, `moe<experts>`, `linear`, `noop`, or a kind that was added."""
+    return _parse(text, "FFN", FFNS)
 
 
-def _linear_or_noop(text: str, half: str, examples: str) -> LinearMap | NoOp:
-    if text == "linear":
-        return LinearMap()
-    if text == "noop":
-        return NoOp()
-    raise ValueError(f"{half} variant {text!r} is unknown; write {examples}, linear or noop")
+def _parse(text: str, half: str, kinds: Mapping[str, type[_Kind]]) -> _Kind:
+    for kind in kinds.values():
+        if (variant := kind.read(text)) is not None:
+            return variant
+    *examples, last = (example for kind in kinds.values() for example in kind.examples)
+    raise ValueError(f"{half} variant {text!r} is unknown; write {', '.join(examples)} or {last}")

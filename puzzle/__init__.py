@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from puzzle.architecture import Architecture
-    from puzzle.blocks.variant import FFN, GQA, Block, LinearMap, NoOp
+    from puzzle.blocks.own import OwnVariant
+    from puzzle.blocks.variant import FFN, GQA, Block, LinearMap, MoE, NoOp
     from puzzle.budget import Budget, load_budget
     from puzzle.config import Config, load_config
     from puzzle.errors import InfeasibleError, PuzzleError
     from puzzle.export.register import register
+    from puzzle.own import add_variant
     from puzzle.parent import Parent, open_parent
     from puzzle.result import Result, open_result
     from puzzle.search import search, solve
@@ -33,10 +35,13 @@ __all__ = [
     "Config",
     "InfeasibleError",
     "LinearMap",
+    "MoE",
     "NoOp",
+    "OwnVariant",
     "Parent",
     "PuzzleError",
     "Result",
+    "add_variant",
     "load_budget",
     "load_config",
     "open_parent",
@@ -56,8 +61,11 @@ _PUBLIC = {
     "Block": "puzzle.blocks.variant",
     "GQA": "puzzle.blocks.variant",
     "FFN": "puzzle.blocks.variant",
+    "MoE": "puzzle.blocks.variant",
     "LinearMap": "puzzle.blocks.variant",
     "NoOp": "puzzle.blocks.variant",
+    "OwnVariant": "puzzle.blocks.own",
+    "add_variant": "puzzle.own",
     "Budget": "puzzle.budget",
     "load_budget": "puzzle.budget",
     "Config": "puzzle.config",

@@ -11,7 +11,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from puzzle.blocks.variant import FFN, GQA, Block, LinearMap, NoOp
+from puzzle.blocks.variant import FFN, GQA, Block, MoE
 from puzzle.result import COLUMNS, Result
 
 if TYPE_CHECKING:
@@ -38,13 +38,14 @@ class Picture(Figure):
 
 def architecture_map(result: Result) -> Picture:
     """Two rows of bars, attention and FFN: what each layer keeps of the parent's."""
-    blocks, parents = result.architecture.blocks, result.models["parent"]["blocks"]
+    blocks = result.architecture.blocks
+    parents = list(map(Block.parse, result.models["parent"]["blocks"]))
     figure, axes = _figure(len(blocks), rows=2)
     for axis, half in zip(axes, ("attention", "ffn")):
         variants = [getattr(block, half) for block in blocks]
-        own = max(_size(getattr(Block.parse(text), half)) for text in parents)
-        for layer, variant in enumerate(variants):
-            share = _size(variant) / own
+        owns = [getattr(block, half) for block in parents]
+        for layer, (variant, own) in enumerate(zip(variants, owns)):
+            share = _size(variant) / _size(own)
             axis.bar(layer, 1, width=0.9, color="#eef1f4")
             axis.bar(layer, share, width=0.9, color=CHILD)
             inside = share > 0.45
@@ -59,7 +60,8 @@ def architecture_map(result: Result) -> Picture:
                 color="white" if inside else "#334",
             )
         axis.set(ylim=(0, 1), ylabel={"attention": "attention", "ffn": "FFN"}[half], yticks=[0, 1])
-        axis.set_yticklabels(["0", str(own)])
+        whole = {_size(own) for own in owns}
+        axis.set_yticklabels(["0", str(*whole) if len(whole) == 1 else "parent"])
         axis.set_xticks(range(len(blocks)))
     axes[-1].set_xlabel("layer")
     return figure
@@ -164,15 +166,17 @@ def _size(variant: Any) -> int:
             return heads
         case FFN(intermediate_size=width):
             return width
+        case MoE(experts=experts):
+            return experts
         case _:
             return 0
 
 
 def _label(variant: Any) -> str:
     match variant:
-        case NoOp() | LinearMap():
-            return str(variant)
         case GQA(kv_heads=heads, window=window):
             return f"{heads} KV" + (f" w{window}" if window else "")
+        case FFN(intermediate_size=width):
+            return str(width)
         case _:
-            return str(_size(variant))
+            return str(variant)

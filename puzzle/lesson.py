@@ -21,8 +21,9 @@ from torch.nn import functional as F
 from puzzle import records
 from puzzle.blocks.attention import initial_attention
 from puzzle.blocks.ffn import initial_ffn, kept_channels
+from puzzle.blocks.moe import expert_contributions
 from puzzle.blocks.refit import NormalEquations, Tokens, token_weights
-from puzzle.blocks.variant import FFN, Block, NoOp
+from puzzle.blocks.variant import FFN, Block, MoE, NoOp
 from puzzle.export.modeling_puzzle import PuzzleLayer
 from puzzle.fisher import per_token
 from puzzle.modules import Weights, build_layer
@@ -139,17 +140,27 @@ class Lesson:
     def starts(self, half: Block) -> dict[str, Weights]:
         """The half as computed from the parent's weights alone, by the name of the way.
 
-        An FFN keeps its most important channels by either measure of importance.
+        An FFN keeps its most important channels by either measure of importance, a mixture its
+        most important experts.
         """
         if isinstance(half.ffn, NoOp):
             head_dim = self.parent.shape.head_dim
             return {"sliced": initial_attention(half.attention, self.weights, head_dim)}
-        orders = self.channels if isinstance(half.ffn, FFN) else {"sliced": torch.empty(0)}
+        orders = {"sliced": torch.empty(0)}
+        if isinstance(half.ffn, FFN):
+            orders = self.channels
+        if isinstance(half.ffn, MoE):
+            orders = {"sliced": self.experts}
         return {name: initial_ffn(half.ffn, self.weights, order) for name, order in orders.items()}
 
     def refit(self, half: Block, start: Weights, way: str) -> Weights:
-        """A start with its last matrix solved by least squares against the parent's half."""
+        """A start with its last matrix solved by least squares against the parent's half.
+
+        A half without one last matrix for all tokens, as experts are, stays as it is.
+        """
         name = _last_matrix(start)
+        if name is None:
+            return start
         if isinstance(half.ffn, FFN):
             kept = kept_channels(self.channels[way], half.ffn.intermediate_size)
             equations = self.ffn_statistics[0].features(kept)
@@ -186,6 +197,21 @@ class Lesson:
         return torch.as_tensor(scores_F)
 
     @cached_property
+    @torch.no_grad()
+    def experts(self) -> torch.Tensor:
+        """The parent's experts by contribution on the streams that teach, best first."""
+        norm, mlp = self.layer.post_attention_layernorm, self.layer.mlp
+        assert norm is not None
+        assert mlp is not None
+        router = mlp.get_submodule("router" if "mlp.router.weight" in self.weights else "gate")
+        contribution = sum(
+            expert_contributions(router, mlp.get_submodule("experts"), norm(middle).flatten(0, 1))
+            for middle in (streams.middle for streams in self.teach.batches())
+        )
+        assert isinstance(contribution, torch.Tensor)
+        return contribution.argsort(descending=True, stable=True)
+
+    @cached_property
     def ffn_statistics(self) -> tuple[NormalEquations, torch.Tensor]:
         """Normal equations over all of the parent's FFN channels, and mean |x| [F] of each."""
         own = Block(NoOp(), self.block.ffn)
@@ -195,6 +221,7 @@ class Lesson:
     def _statistics(self, half: Block, weights: Weights) -> tuple[NormalEquations, torch.Tensor]:
         """One pass of a half over the streams that teach, seen from its last matrix."""
         module, name = self.built(half, weights), _last_matrix(weights)
+        assert name is not None
         outputs, features = weights[f"{name}.weight"].shape
         bias = weights.get(f"{name}.bias", torch.zeros(outputs)).float()
         magnitude = torch.zeros(features, dtype=torch.float64)
@@ -229,5 +256,5 @@ def _is_ffn(name: str) -> bool:
     return name.startswith(("mlp.", "post_attention_layernorm."))
 
 
-def _last_matrix(weights: Weights) -> str:
-    return next(name for name in LAST_MATRICES if f"{name}.weight" in weights)
+def _last_matrix(weights: Weights) -> str | None:
+    return next((name for name in LAST_MATRICES if f"{name}.weight" in weights), None)

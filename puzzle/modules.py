@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from puzzle.blocks.variant import FFN, GQA, Block, LinearMap, NoOp
+from puzzle.blocks.variant import Block
 from puzzle.export import configuration_puzzle, modeling_puzzle
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM, PuzzleLayer
 
@@ -23,6 +23,27 @@ FAMILIES = {
     "qwen2": ("PuzzleQwen2Config", "PuzzleQwen2ForCausalLM"),
     "qwen3": ("PuzzleQwen3Config", "PuzzleQwen3ForCausalLM"),
     "nemotron": ("PuzzleNemotronConfig", "PuzzleNemotronForCausalLM"),
+    "mixtral": ("PuzzleMixtralConfig", "PuzzleMixtralForCausalLM"),
+    "qwen3_moe": ("PuzzleQwen3MoeConfig", "PuzzleQwen3MoeForCausalLM"),
+    "gpt_oss": ("PuzzleGptOssConfig", "PuzzleGptOssForCausalLM"),
+}
+# `block_configs` entries of halves in which nothing is said
+ATTENTION_ENTRY = {
+    "n_heads_in_group": None,
+    "no_op": False,
+    "replace_with_linear": False,
+    "num_sink_tokens": None,
+    "sparsify": None,
+    "unshifted_sink": False,
+    "use_prefill_window_in_sink_attention": False,
+    "window_length": None,
+}
+FFN_ENTRY = {
+    "intermediate_size": None,
+    "ffn_mult": None,
+    "no_op": False,
+    "replace_with_linear": False,
+    "sparsify": None,
 }
 
 Weights = dict[str, torch.Tensor]
@@ -33,26 +54,9 @@ def block_config(block: Block, heads: int) -> dict[str, Any]:
 
     The FFN width is written as `intermediate_size`; the exporter rewrites it for its target.
     """
-    attention, ffn = block.attention, block.ffn
-    gqa = attention if isinstance(attention, GQA) else None
     return {
-        "attention": {
-            "n_heads_in_group": heads // gqa.kv_heads if gqa else None,
-            "no_op": isinstance(attention, NoOp),
-            "replace_with_linear": isinstance(attention, LinearMap),
-            "num_sink_tokens": None,
-            "sparsify": None,
-            "unshifted_sink": False,
-            "use_prefill_window_in_sink_attention": False,
-            "window_length": gqa.window if gqa else None,
-        },
-        "ffn": {
-            "intermediate_size": ffn.intermediate_size if isinstance(ffn, FFN) else None,
-            "ffn_mult": None,
-            "no_op": isinstance(ffn, NoOp),
-            "replace_with_linear": isinstance(ffn, LinearMap),
-            "sparsify": None,
-        },
+        "attention": ATTENTION_ENTRY | block.attention.entry(heads),
+        "ffn": FFN_ENTRY | block.ffn.entry(heads),
     }
 
 
@@ -75,7 +79,8 @@ def child_config(parent_config: Any, blocks: Sequence[Block]) -> Any:
         block_config(block, fields["num_attention_heads"]) for block in blocks
     ]
     config = config_class(**fields)
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = "eager" if parent_config.model_type == "gpt_oss" else "sdpa"
+    config._experts_implementation = "grouped_mm"
     return config
 
 

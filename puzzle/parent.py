@@ -15,11 +15,11 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
-from puzzle.blocks.variant import FFN, GQA, Block
 from puzzle.errors import PuzzleError
 from puzzle.export.modeling_puzzle import PuzzleLayer, layer_masks, norm
 from puzzle.modules import FAMILIES, Weights, build_layer, child_config, load, rotary
 from puzzle.shape import Shape
+from puzzle.stored import stored
 
 
 class Parent:
@@ -33,7 +33,7 @@ class Parent:
         self.folder, self.name, self.dtype = folder, name, dtype
         self.config = _read_config(folder, name)
         self.shape = Shape.from_config(self.config.to_dict())
-        self.blocks = _blocks(self.config)
+        self.blocks = self.shape.blocks
         self._files = _weight_files(folder, name)
 
     @cached_property
@@ -80,8 +80,17 @@ class Parent:
         """The tensors of one layer, named as inside the layer (`self_attn.q_proj.weight`, ...)."""
         prefix = f"model.layers.{layer}."
         wanted = build_layer(self.config, self.blocks[layer]).state_dict()
-        tensors = self.tensors(prefix + name for name in wanted)
-        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        return {name: self._fused(prefix + name, meta.shape) for name, meta in wanted.items()}
+
+    def _fused(self, name: str, shape: torch.Size) -> torch.Tensor:
+        """A tensor of a layer; one expert after another where each has its own."""
+        first, *others = stored(name, self._files, self.shape.experts)
+        if not others:
+            return next(iter(self.tensors(first).values()))
+        fused = torch.empty(shape, dtype=self.dtype)
+        for expert, parts in enumerate([first, *others]):
+            fused[expert] = torch.cat(list(self.tensors(parts).values()))
+        return fused
 
     def layer(self, layer: int) -> PuzzleLayer:
         """One layer as the parent has it, frozen."""
@@ -184,26 +193,18 @@ def _read_config(folder: Path, name: str) -> Any:
         raise PuzzleError(
             f"{name} has no config.json; give the folder of a Hugging Face checkpoint"
         )
-    family = json.loads(path.read_text()).get("model_type")
+    fields = json.loads(path.read_text())
+    if quantized := fields.get("quantization_config"):
+        raise PuzzleError(
+            f"{name} holds {quantized.get('quant_method')} quantized weights; give the same model "
+            "in bfloat16 (load it with dequantization in transformers and save_pretrained)"
+        )
+    family = fields.get("model_type")
     if family not in FAMILIES:
         raise PuzzleError(
             f"{name} is of the family {family!r}; supported families: {', '.join(FAMILIES)}"
         )
     return AutoConfig.from_pretrained(folder)
-
-
-def _blocks(config: Any) -> tuple[Block, ...]:
-    ffn = FFN(config.intermediate_size)
-    return tuple(
-        Block(GQA(config.num_key_value_heads, _window(config, layer)), ffn)
-        for layer in range(config.num_hidden_layers)
-    )
-
-
-def _window(config: Any, layer: int) -> int | None:
-    kinds = getattr(config, "layer_types", None)
-    slides = kinds[layer] == "sliding_attention" if kinds else True
-    return getattr(config, "sliding_window", None) if slides else None
 
 
 def _weight_files(folder: Path, name: str) -> dict[str, Path]:

@@ -114,7 +114,7 @@ def _search(run: Run, config: Config) -> Result:
     if here().leads:
         run.write_text(CONFIG, config.to_yaml())
         run.write_text("provenance.json", provenance(parent, texts))
-    made = _make_library(run, parent, space, texts, config)
+    made = make_library(run, parent, space, texts, config)
     library = Library(run, parent, config.distill.coupled)
     with run.stage("scores"):
         score(run, library, space, made)
@@ -125,7 +125,7 @@ def _search(run: Run, config: Config) -> Result:
     return Result(run, budget.name)
 
 
-def _make_library(
+def make_library(
     run: Run, parent: Parent, space: Blocks, texts: dict[str, torch.Tensor], config: Config
 ) -> str:
     """Trace and distill, a window of the calibration text at a time; every rank its own layers."""

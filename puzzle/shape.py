@@ -9,22 +9,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from puzzle.blocks.variant import (
-    FFN,
-    GQA,
-    AttentionVariant,
-    Block,
-    FFNVariant,
-    LinearMap,
-    NoOp,
-)
+from puzzle.blocks.sizes import Sizes
+from puzzle.blocks.variant import FFN, GQA, AttentionVariant, Block, FFNVariant, MoE
 from puzzle.errors import PuzzleError
 
 Config = Mapping[str, Any]
+
+
+def _never(config: Config, layer: int) -> bool:
+    return False
+
+
+def _always(config: Config, layer: int) -> bool:
+    return True
+
+
+def _on_request(config: Config, layer: int) -> bool:
+    return bool(config.get("use_sliding_window", False))
+
+
+def _late_on_request(config: Config, layer: int) -> bool:
+    return _on_request(config, layer) and layer >= config.get("max_window_layers", 28)
+
+
+def _every_other(config: Config, layer: int) -> bool:
+    return layer % 2 == 0
 
 
 @dataclass(frozen=True)
@@ -37,18 +50,26 @@ class _Traits:
     qkv_bias: bool | str = False  # a name is the config key that says so
     o_bias: bool | str = False
     mlp_bias: bool | str = False
+    sinks: bool = False
+    experts: bool = False  # of which config.json gives the number
+    expert_size: str = "intermediate_size"  # the config key of an expert's channels
+    expert_bias: bool = False
+    slides: Callable[[Config, int], bool] = _never  # which layers, unless `layer_types` says
+    window: int | None = None
     max_positions: int = 2048
     head_dim: int | None = None
 
 
 _TRAITS = {
     "llama": _Traits(qkv_bias="attention_bias", o_bias="attention_bias", mlp_bias="mlp_bias"),
-    "mistral": _Traits(max_positions=131072),
-    "qwen2": _Traits(qkv_bias=True, max_positions=32768),
+    "mistral": _Traits(slides=_always, window=4096, max_positions=131072),
+    "qwen2": _Traits(qkv_bias=True, slides=_late_on_request, window=4096, max_positions=32768),
     "qwen3": _Traits(
         qk_norm=True,
         qkv_bias="attention_bias",
         o_bias="attention_bias",
+        slides=_late_on_request,
+        window=4096,
         max_positions=32768,
         head_dim=128,
     ),
@@ -60,30 +81,39 @@ _TRAITS = {
         mlp_bias="mlp_bias",
         max_positions=4096,
     ),
+    "mixtral": _Traits(experts=True, slides=_always, max_positions=131072),
+    "qwen3_moe": _Traits(
+        qk_norm=True,
+        qkv_bias="attention_bias",
+        o_bias="attention_bias",
+        experts=True,
+        expert_size="moe_intermediate_size",
+        slides=_on_request,
+        window=4096,
+        max_positions=32768,
+    ),
+    "gpt_oss": _Traits(
+        qkv_bias=True,
+        o_bias=True,
+        sinks=True,
+        experts=True,
+        expert_bias=True,
+        slides=_every_other,
+        window=128,
+        max_positions=131072,
+        head_dim=64,
+    ),
 }
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Sizes and switches of a parent; everything that counts parameters or seconds reads this."""
+@dataclass(frozen=True, kw_only=True)
+class Shape(Sizes):
+    """Sizes of a parent and its blocks; all that counts parameters or seconds reads this."""
 
-    layers: int
-    hidden_size: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    intermediate_size: int
+    blocks: tuple[Block, ...]  # of the parent, one a layer
     vocab_size: int
     max_positions: int
     tied: bool
-    gated: bool
-    qkv_bias: bool
-    o_bias: bool
-    mlp_bias: bool
-    qk_norm: bool
-    norm_bias: bool
-    window: int | None = None
-    full_layers: int = 0  # the first layers, which see everything where the others have a window
 
     @classmethod
     def from_config(cls, config: Config) -> Shape:
@@ -96,12 +126,13 @@ class Shape:
         traits = _TRAITS[family]
         hidden_size = _required(config, "hidden_size")
         heads = _required(config, "num_attention_heads")
-        window, full_layers = _window(config)
+        kv_heads = config.get("num_key_value_heads") or heads
+        experts = _experts(config) if traits.experts else 0
         return cls(
-            layers=_required(config, "num_hidden_layers"),
+            blocks=_blocks(config, traits, kv_heads, experts),
             hidden_size=hidden_size,
             heads=heads,
-            kv_heads=config.get("num_key_value_heads") or heads,
+            kv_heads=kv_heads,
             head_dim=config.get("head_dim") or traits.head_dim or hidden_size // heads,
             intermediate_size=_required(config, "intermediate_size"),
             vocab_size=_required(config, "vocab_size"),
@@ -113,69 +144,37 @@ class Shape:
             mlp_bias=_switch(config, traits.mlp_bias),
             qk_norm=traits.qk_norm,
             norm_bias=traits.norm_bias,
-            window=window,
-            full_layers=full_layers,
+            sinks=traits.sinks,
+            experts=experts,
+            experts_per_token=_required(config, "num_experts_per_tok") if experts else 0,
+            expert_size=_required(config, traits.expert_size) if experts else 0,
+            expert_bias=traits.expert_bias,
         )
+
+    @property
+    def layers(self) -> int:
+        """How many layers the parent has."""
+        return len(self.blocks)
 
     def parent_block(self, layer: int = -1) -> Block:
         """The block that a layer of the parent holds: the last unless told which."""
-        windowed = layer % self.layers >= self.full_layers
-        attention = GQA(self.kv_heads, self.window if windowed else None)
-        return Block(attention, FFN(self.intermediate_size))
+        return self.blocks[layer]
 
     def parent_blocks(self) -> tuple[Block, ...]:
         """The block of every layer of the parent, in order."""
-        return tuple(map(self.parent_block, range(self.layers)))
-
-    @property
-    def norm_params(self) -> int:
-        """One norm over the hidden size: a weight, and a bias where the family has one."""
-        return self.hidden_size * (2 if self.norm_bias else 1)
-
-    @property
-    def linear_params(self) -> int:
-        """A linear half: its norm and one hidden x hidden matrix without bias."""
-        return self.norm_params + self.hidden_size**2
-
-    def qkv_size(self, kv_heads: int) -> int:
-        """Columns of the joint query, key and value projection: (heads + 2 kv_heads) head_dim."""
-        return (self.heads + 2 * kv_heads) * self.head_dim
+        return self.blocks
 
     def attention_params(self, variant: AttentionVariant) -> int:
-        """Parameters of an attention half, its norm included.
-
-        GQA: norm + hidden (2 heads + 2 kv_heads) head_dim + biases + q and k norms.
-        """
-        match variant:
-            case NoOp():
-                return 0
-            case LinearMap():
-                return self.linear_params
-            case GQA(kv_heads=kv_heads):
-                qkv_size = self.qkv_size(kv_heads)
-                weights = self.hidden_size * (qkv_size + self.heads * self.head_dim)
-                biases = self.qkv_bias * qkv_size + self.o_bias * self.hidden_size
-                return self.norm_params + weights + biases + self.qk_norm * 2 * self.head_dim
+        """Parameters of an attention half, its norm included."""
+        return variant.params(self)
 
     def ffn_params(self, variant: FFNVariant) -> int:
-        """Parameters of an FFN half, its norm included.
-
-        FFN: norm + 3 hidden intermediate_size (2 when ungated) + biases.
-        """
-        match variant:
-            case NoOp():
-                return 0
-            case LinearMap():
-                return self.linear_params
-            case FFN(intermediate_size=width):
-                into = 2 if self.gated else 1
-                weights = (into + 1) * self.hidden_size * width
-                biases = self.mlp_bias * (into * width + self.hidden_size)
-                return self.norm_params + weights + biases
+        """Parameters of an FFN half, its norm included."""
+        return variant.params(self)
 
     def block_params(self, block: Block) -> int:
         """Parameters of one layer that holds `block`."""
-        return self.attention_params(block.attention) + self.ffn_params(block.ffn)
+        return block.attention.params(self) + block.ffn.params(self)
 
     def outside_params(self) -> int:
         """Parameters outside the layers: embedding, head unless tied, final norm."""
@@ -197,11 +196,33 @@ def _switch(config: Config, trait: bool | str) -> bool:
     return bool(config.get(trait, False)) if isinstance(trait, str) else trait
 
 
-def _window(config: Config) -> tuple[int | None, int]:
-    """The window, and how many first layers go without: Mistral's for all, Qwen's on request."""
-    window = config.get("sliding_window", 4096)
-    if config["model_type"] == "mistral":
-        return window, 0
-    if config.get("use_sliding_window", False):
-        return window, config.get("max_window_layers", 28)
-    return None, 0
+def _experts(config: Config) -> int:
+    """Experts of a layer, under either of the names that config.json gives them."""
+    return _required(config, "num_experts" if "num_experts" in config else "num_local_experts")
+
+
+def _blocks(config: Config, traits: _Traits, kv_heads: int, experts: int) -> tuple[Block, ...]:
+    """What each layer holds: its window where it has one, its experts or its dense FFN."""
+    windows = _windows(config, traits)
+    dense = FFN(_required(config, "intermediate_size"))
+    return tuple(
+        Block(GQA(kv_heads, window), MoE(experts) if experts and _mixed(config, layer) else dense)
+        for layer, window in enumerate(windows)
+    )
+
+
+def _mixed(config: Config, layer: int) -> bool:
+    """Whether a layer of a model with experts holds them; Qwen3-MoE may have dense layers."""
+    if layer in (config.get("mlp_only_layers") or ()):
+        return False
+    return (layer + 1) % (config.get("decoder_sparse_step") or 1) == 0
+
+
+def _windows(config: Config, traits: _Traits) -> list[int | None]:
+    """The window of every layer; None for those that see the whole past."""
+    window = config.get("sliding_window", traits.window)
+    layers = range(_required(config, "num_hidden_layers"))
+    kinds = config.get("layer_types")
+    if kinds and traits.slides is not _never:
+        return [window if kind == "sliding_attention" else None for kind in kinds]
+    return [window if traits.slides(config, layer) else None for layer in layers]

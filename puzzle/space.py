@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
 
-from puzzle.blocks.variant import (
-    FFN,
-    GQA,
-    AttentionVariant,
-    Block,
-    FFNVariant,
-    NoOp,
-    parse_attention,
-    parse_ffn,
-)
+from puzzle.blocks.variant import Block, NoOp, Variant, parse_attention, parse_ffn
 from puzzle.config import Space
 from puzzle.errors import PuzzleError
-from puzzle.export.targets import WIDTH_STEP, Target, refusal
+from puzzle.export.targets import Target, refusal
 from puzzle.library import trained_whole
+
+Half = Literal["attention", "ffn"]
+PARSE: dict[Half, Callable[[str], Variant]] = {"attention": parse_attention, "ffn": parse_ffn}
 
 
 def layer_blocks(
@@ -25,9 +20,10 @@ def layer_blocks(
 ) -> tuple[tuple[Block, ...], ...]:
     """Per layer, the blocks to choose from: the parent's own first, then the others.
 
-    Percentages are of the parent's KV heads (where they divide) and of its FFN width (rounded to
-    the serving format's step where the parent is wide enough); what the target engine cannot load
-    is left out. Layers in `space.keep` have no choice.
+    Percentages are of the parent's KV heads (where they divide), of its experts, and of its FFN
+    width (rounded to the serving format's step where the parent is wide enough). What the target
+    engine cannot load is left out, and what other layers of the parent have: experts of a layer
+    with a dense FFN, or the reverse. Layers in `space.keep` have no choice.
 
     Raises:
         PuzzleError: a kept layer that does not exist, a variant the parent cannot give.
@@ -37,6 +33,8 @@ def layer_blocks(
         raise PuzzleError(
             f"space.keep names layer {beyond[0]}, but the parent has layers 0 to {len(parents) - 1}"
         )
+    _check_suits("attention", space.attention, [parent.attention for parent in parents])
+    _check_suits("ffn", space.ffn, [parent.ffn for parent in parents])
     return tuple(
         (parent,) if layer in space.keep else _blocks(layer, parent, space, target)
         for layer, parent in enumerate(parents)
@@ -61,41 +59,34 @@ def pieces(
 
 
 def _blocks(layer: int, parent: Block, space: Space, target: Target) -> tuple[Block, ...]:
-    attentions = [_attention(entry, parent) for entry in space.attention]
-    ffns = [_ffn(entry, parent) for entry in space.ffn]
-    composed = [Block(a, f) for a in attentions if a is not None for f in ffns]
+    attentions = _variants("attention", space.attention, parent.attention)
+    ffns = _variants("ffn", space.ffn, parent.ffn)
+    composed = [Block(a, f) for a in attentions for f in ffns]
     allowed = [block for block in composed if refusal(target, layer, block) is None]
     return tuple(dict.fromkeys([parent, *allowed]))
 
 
-def _attention(entry: str, parent: Block) -> AttentionVariant | None:
-    """A variant; None for a percentage that does not divide the parent's KV heads."""
-    own = parent.attention
-    assert isinstance(own, GQA)
-    if entry.endswith("%"):
-        heads = own.kv_heads * float(entry[:-1]) / 100
-        divides = heads >= 1 and heads.is_integer() and own.kv_heads % int(heads) == 0
-        return GQA(int(heads), own.window) if divides else None
-    variant = parse_attention(entry)
-    if isinstance(variant, GQA) and own.kv_heads % variant.kv_heads:
-        raise PuzzleError(
-            f"space.attention asks for {variant.kv_heads} KV heads, which do not divide the "
-            f"parent's {own.kv_heads}"
-        )
-    return variant
+def _variants(half: Half, entries: Iterable[str], own: Variant) -> list[Any]:
+    """The variants that these entries name and that can be made from the parent's `own`."""
+    found = []
+    for entry in entries:
+        if entry.endswith("%"):
+            found.append(own.share(float(entry[:-1]) / 100))
+            continue
+        variant = PARSE[half](entry)
+        if not variant.suits(own):
+            continue
+        if excess := variant.excess(own):
+            raise PuzzleError(f"space.{half} asks for {excess}")
+        found.append(variant)
+    return [variant for variant in found if variant is not None]
 
 
-def _ffn(entry: str, parent: Block) -> FFNVariant:
-    own = parent.ffn
-    assert isinstance(own, FFN)
-    if entry.endswith("%"):
-        step = WIDTH_STEP if own.intermediate_size >= 4 * WIDTH_STEP else 1
-        width = round(own.intermediate_size * float(entry[:-1]) / 100 / step) * step
-        return FFN(min(max(step, width), own.intermediate_size)) if entry != "100%" else own
-    variant = parse_ffn(entry)
-    if isinstance(variant, FFN) and variant.intermediate_size > own.intermediate_size:
-        raise PuzzleError(
-            f"space.ffn asks for {variant.intermediate_size} channels, the parent has "
-            f"{own.intermediate_size}"
-        )
-    return variant
+def _check_suits(half: Half, entries: Iterable[str], owns: Sequence[Variant]) -> None:
+    """PuzzleError for a variant that no layer of the parent can give."""
+    for entry in entries:
+        if not entry.endswith("%") and not any(map(PARSE[half](entry).suits, owns)):
+            raise PuzzleError(
+                f"space.{half} asks for {entry}, but no layer of the parent has such a half; its "
+                f"own are {', '.join(dict.fromkeys(map(str, owns)))}"
+            )

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import FAMILIES
+from tiny import FAMILIES, MIXTURES
 
 from puzzle.blocks.attention import initial_attention
 from puzzle.blocks.ffn import initial_ffn, kept_channels
@@ -22,6 +22,7 @@ from puzzle.blocks.variant import (
     Block,
     FFNVariant,
     LinearMap,
+    MoE,
     NoOp,
     parse_attention,
     parse_ffn,
@@ -34,9 +35,12 @@ ATTENTION = st.one_of(
     st.builds(GQA, st.integers(1, 128), st.none() | st.integers(1, 1 << 20)),
 )
 FEED_FORWARD = st.one_of(
-    st.sampled_from([LinearMap(), NoOp()]), st.builds(FFN, st.integers(1, 1 << 17))
+    st.sampled_from([LinearMap(), NoOp()]),
+    st.builds(FFN, st.integers(1, 1 << 17)),
+    st.builds(MoE, st.integers(1, 512)),
 )
-UNBIASED = sorted(set(FAMILIES) - {"llama-tied", "qwen2"})  # a linear half has no bias
+UNBIASED = sorted(set(FAMILIES) - {"llama-tied", "qwen2", "gpt_oss"})  # a linear half has no bias
+DENSE = sorted(set(FAMILIES) - MIXTURES)
 
 
 @pytest.fixture
@@ -71,7 +75,7 @@ def test_what_is_no_attention_variant_says_what_is(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "ffn", "ffn0", "ffn9.5", "ffn96w8", "gqa2", "no-op"])
 def test_what_is_no_ffn_variant_says_what_is(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is unknown; write ffn768, linear or noop"):
+    with pytest.raises(ValueError, match=r"is unknown; write ffn768, moe4, linear or noop"):
         parse_ffn(text)
 
 
@@ -131,6 +135,7 @@ def test_the_linear_map_is_attention_of_a_token_to_itself(
     )
 
 
+@pytest.mark.parametrize("family", DENSE, indirect=True)
 def test_the_linear_map_of_an_ffn_is_its_product(parent: Parent) -> None:
     weights = parent.layer_weights(0)
     linear = initial_ffn(LinearMap(), weights, torch.arange(parent.shape.intermediate_size))
@@ -141,6 +146,7 @@ def test_the_linear_map_of_an_ffn_is_its_product(parent: Parent) -> None:
     )
 
 
+@pytest.mark.parametrize("family", DENSE, indirect=True)
 def test_channels_that_are_dropped_are_as_if_zero(parent: Parent) -> None:
     """A width keeps the first channels of the order; the others could as well write nothing."""
     width, full = 40, parent.shape.intermediate_size

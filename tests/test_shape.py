@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from puzzle.blocks.variant import FFN, GQA, Block, LinearMap, NoOp
+from puzzle.blocks.variant import FFN, GQA, Block, LinearMap, MoE, NoOp
 from puzzle.errors import PuzzleError
 from puzzle.shape import Shape
 
@@ -33,6 +33,20 @@ CONFIGS = {
     "qwen3": {"model_type": "qwen3", "head_dim": 16},
     "qwen3-default-head": {"model_type": "qwen3"},
     "nemotron": {"model_type": "nemotron", "head_dim": 12},
+    "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3-moe": {
+        "model_type": "qwen3_moe",
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 40,
+        "head_dim": 16,
+    },
+    "gpt-oss": {
+        "model_type": "gpt_oss",
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "head_dim": 16,
+    },
     "nemotron-biased": {"model_type": "nemotron", "attention_bias": True, "mlp_bias": True},
 }
 
@@ -65,9 +79,12 @@ def test_counts_equal_the_real_modules(config):
 
 
 def test_a_smaller_block_counts_as_a_smaller_model(config):
-    smaller = config | {"num_key_value_heads": 1, "intermediate_size": 64}
-    layer = meta_model(smaller).model.layers[0]
-    assert Shape.from_config(config).block_params(Block(GQA(1), FFN(64))) == count(layer)
+    shape = Shape.from_config(config)
+    experts = "num_experts" if "num_experts" in config else "num_local_experts"
+    less = {experts: 3} if shape.experts else {"intermediate_size": 64}
+    layer = meta_model(config | {"num_key_value_heads": 1} | less).model.layers[0]
+    ffn = MoE(3) if shape.experts else FFN(64)
+    assert shape.block_params(Block(GQA(1), ffn)) == count(layer)
 
 
 def test_linear_has_its_norm_and_one_matrix_and_noop_nothing(config):
@@ -85,20 +102,58 @@ def test_transformers_own_dictionary_reads_the_same(config):
     assert Shape.from_config(full).head_dim == Shape.from_config(config).head_dim
 
 
-def test_smollm2_has_135m_parameters():
-    shape = Shape.from_config(
-        {
-            "model_type": "llama",
-            "num_hidden_layers": 30,
-            "hidden_size": 576,
-            "num_attention_heads": 9,
-            "num_key_value_heads": 3,
-            "intermediate_size": 1536,
-            "vocab_size": 49152,
-            "tie_word_embeddings": True,
-        }
-    )
-    assert shape.model_params(shape.parent_blocks()) == 134_515_008
+@pytest.mark.parametrize(
+    ("config", "params"),
+    [
+        (
+            {
+                "model_type": "llama",
+                "num_hidden_layers": 30,
+                "hidden_size": 576,
+                "num_attention_heads": 9,
+                "num_key_value_heads": 3,
+                "intermediate_size": 1536,
+                "vocab_size": 49152,
+                "tie_word_embeddings": True,
+            },
+            134_515_008,  # SmolLM2-135M
+        ),
+        (
+            {
+                "model_type": "qwen3_moe",
+                "num_hidden_layers": 48,
+                "hidden_size": 2048,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 4,
+                "head_dim": 128,
+                "intermediate_size": 6144,
+                "moe_intermediate_size": 768,
+                "num_experts": 128,
+                "num_experts_per_tok": 8,
+                "vocab_size": 151936,
+            },
+            30_532_122_624,  # Qwen3-30B-A3B
+        ),
+        (
+            {
+                "model_type": "gpt_oss",
+                "num_hidden_layers": 24,
+                "hidden_size": 2880,
+                "num_attention_heads": 64,
+                "num_key_value_heads": 8,
+                "head_dim": 64,
+                "intermediate_size": 2880,
+                "num_local_experts": 32,
+                "num_experts_per_tok": 4,
+                "vocab_size": 201088,
+            },
+            20_914_757_184,  # gpt-oss-20b
+        ),
+    ],
+)
+def test_published_models_have_their_parameters(config, params):
+    shape = Shape.from_config(config)
+    assert shape.model_params(shape.parent_blocks()) == params
 
 
 @pytest.mark.parametrize(
@@ -116,6 +171,21 @@ def test_smollm2_has_135m_parameters():
             },
             [None, 8, 8],
         ),
+        (
+            {"model_type": "gpt_oss", "num_local_experts": 4, "num_experts_per_tok": 2},
+            [128, None, 128],
+        ),
+        (
+            {
+                "model_type": "gpt_oss",
+                "num_local_experts": 4,
+                "num_experts_per_tok": 2,
+                "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+                "sliding_window": 8,
+            },
+            [None, 8, None],
+        ),
+        ({"model_type": "llama", "sliding_window": 8}, [None] * 3),
     ],
 )
 def test_windows_are_those_of_the_family(extra, windows):
@@ -123,10 +193,26 @@ def test_windows_are_those_of_the_family(extra, windows):
     assert [block.attention.window for block in blocks] == windows
 
 
+def test_qwen3_moe_may_have_dense_layers():
+    sizes = SIZES | {
+        "model_type": "qwen3_moe",
+        "num_hidden_layers": 5,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 40,
+        "mlp_only_layers": [3],
+        "decoder_sparse_step": 2,
+    }
+    shape = Shape.from_config(sizes)
+    model = meta_model(sizes)
+    assert [str(b.ffn) for b in shape.blocks] == ["ffn112", "moe6", "ffn112", "ffn112", "ffn112"]
+    assert shape.model_params(shape.blocks) == count(model)
+
+
 def test_an_unknown_family_names_the_known_ones():
     expected = (
         "model type 'bert' is not supported; the families are llama, mistral, qwen2, qwen3, "
-        "nemotron"
+        "nemotron, mixtral, qwen3_moe, gpt_oss"
     )
     with pytest.raises(PuzzleError) as error:
         Shape.from_config({"model_type": "bert"})

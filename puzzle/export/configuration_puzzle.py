@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import LlamaConfig, MistralConfig, NemotronConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    GptOssConfig,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    NemotronConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
 
 class Entry(dict[str, Any]):
@@ -59,4 +68,25 @@ class PuzzleNemotronConfig(NemotronConfig):
     """A Nemotron whose layers differ."""
 
     model_type = "puzzle-nemotron"
+    block_configs: list[dict[str, Any]] | None = None
+
+
+class PuzzleMixtralConfig(MixtralConfig):
+    """A Mixtral whose layers differ."""
+
+    model_type = "puzzle-mixtral"
+    block_configs: list[dict[str, Any]] | None = None
+
+
+class PuzzleQwen3MoeConfig(Qwen3MoeConfig):
+    """A Qwen3-MoE whose layers differ."""
+
+    model_type = "puzzle-qwen3-moe"
+    block_configs: list[dict[str, Any]] | None = None
+
+
+class PuzzleGptOssConfig(GptOssConfig):
+    """A GPT-OSS whose layers differ."""
+
+    model_type = "puzzle-gpt-oss"
     block_configs: list[dict[str, Any]] | None = None

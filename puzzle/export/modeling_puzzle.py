@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -24,10 +25,13 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 from .configuration_puzzle import (
     DeciLMConfig,
+    PuzzleGptOssConfig,
     PuzzleMistralConfig,
+    PuzzleMixtralConfig,
     PuzzleNemotronConfig,
     PuzzleQwen2Config,
     PuzzleQwen3Config,
+    PuzzleQwen3MoeConfig,
 )
 
 # model type -> the transformers family whose layer classes it uses, and their prefix
@@ -37,7 +41,22 @@ FAMILIES = {
     "puzzle-qwen2": ("qwen2", "Qwen2"),
     "puzzle-qwen3": ("qwen3", "Qwen3"),
     "puzzle-nemotron": ("nemotron", "Nemotron"),
+    "puzzle-mixtral": ("mixtral", "Mixtral"),
+    "puzzle-qwen3-moe": ("qwen3_moe", "Qwen3Moe"),
+    "puzzle-gpt-oss": ("gpt_oss", "GptOss"),
 }
+
+# model type -> the class of its mixtures of experts. Its experts are @use_experts_implementation
+# classes, and transformers looks for that word in the file of a model before it lets them be fast
+MIXTURES = {
+    "puzzle-mixtral": "SparseMoeBlock",
+    "puzzle-qwen3-moe": "SparseMoeBlock",
+    "puzzle-gpt-oss": "MLP",
+}
+ONLY_MIXTURES = {"puzzle-mixtral", "puzzle-gpt-oss"}  # families without a dense FFN
+
+# modules of user-defined variants: class name -> (configuration, fields) -> module
+OWN: dict[str, Callable[[Any, dict[str, Any]], nn.Module]] = {}
 
 # transformers 5.24 renamed the KV cache, as an argument and in outputs; both names are served
 CACHE = "cache"
@@ -100,6 +119,8 @@ def attention_module(config: Any, attention: dict[str, Any], cache_slot: int) ->
         return None
     if attention["replace_with_linear"]:
         return LinearAttention(config.hidden_size)
+    if attention.get("own"):
+        return own_module(config, attention["own"])
     own = copy.copy(config)
     own.num_key_value_heads = kv_heads(config, attention)
     own.sliding_window = attention["window_length"]
@@ -114,9 +135,28 @@ def ffn_module(config: Any, ffn: dict[str, Any]) -> nn.Module | None:
         return None
     if ffn["replace_with_linear"]:
         return LinearMLP(config.hidden_size)
+    if ffn.get("own"):
+        return own_module(config, ffn["own"])
     own = copy.copy(config)
+    if ffn.get("moe"):
+        own.num_experts = ffn["moe"]["num_local_experts"]
+        own.num_experts_per_tok = min(own.num_experts, config.num_experts_per_tok)
+        return family_class(config, MIXTURES[config.model_type])(own)
+    if config.model_type in ONLY_MIXTURES:
+        raise ValueError(f"models of type {config.model_type} have experts, no dense FFN: {ffn}")
     own.intermediate_size = intermediate_size(config, ffn)
     return family_class(config, "MLP")(own)
+
+
+def own_module(config: Any, fields: dict[str, Any]) -> nn.Module:
+    """The module of a user-defined variant."""
+    kind = fields["kind"]
+    if kind not in OWN:
+        raise ValueError(
+            f"a layer holds the user-defined variant {kind}; import it, then call "
+            f"puzzle.add_variant({kind}) and puzzle.register() before loading"
+        )
+    return OWN[kind](config, {name: value for name, value in fields.items() if name != "kind"})
 
 
 class PuzzleLayer(GradientCheckpointingLayer):
@@ -143,7 +183,9 @@ class PuzzleLayer(GradientCheckpointingLayer):
         """The residual stream [B, T, D] after the FFN half."""
         if self.mlp is None or self.post_attention_layernorm is None:
             return hidden_states
-        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        output = self.mlp(self.post_attention_layernorm(hidden_states))
+        # GPT-OSS returns the router's scores beside
+        return hidden_states + (output[0] if isinstance(output, tuple) else output)
 
     def forward(self, hidden_states: torch.Tensor, **context: Any) -> torch.Tensor:
         return self.feed(self.attend(hidden_states, **context))
@@ -171,7 +213,7 @@ class PuzzleModel(PuzzlePreTrainedModel):
         for block in config.block_configs:
             layers.append(PuzzleLayer(config, block, cache_slot))
             attention = block["attention"]
-            cache_slot += not (attention["no_op"] or attention["replace_with_linear"])
+            cache_slot += attention["n_heads_in_group"] is not None
         self.layers = nn.ModuleList(layers)
         self.windows = [layer.window for layer in layers]
         self.norm = norm(config)
@@ -337,3 +379,41 @@ class PuzzleNemotronForCausalLM(PuzzleForCausalLM):
     """A Nemotron whose layers differ."""
 
     config_class = PuzzleNemotronConfig
+
+
+class PuzzleMixtralModel(PuzzleModel):
+    """A Mixtral whose layers differ, without its head."""
+
+    config_class = PuzzleMixtralConfig
+
+
+class PuzzleMixtralForCausalLM(PuzzleForCausalLM):
+    """A Mixtral whose layers differ."""
+
+    config_class = PuzzleMixtralConfig
+
+
+class PuzzleQwen3MoeModel(PuzzleModel):
+    """A Qwen3-MoE whose layers differ, without its head."""
+
+    config_class = PuzzleQwen3MoeConfig
+
+
+class PuzzleQwen3MoeForCausalLM(PuzzleForCausalLM):
+    """A Qwen3-MoE whose layers differ."""
+
+    config_class = PuzzleQwen3MoeConfig
+
+
+class PuzzleGptOssModel(PuzzleModel):
+    """A GPT-OSS whose layers differ, without its head."""
+
+    config_class = PuzzleGptOssConfig
+    _supports_sdpa = False  # its attention sinks need the scores
+
+
+class PuzzleGptOssForCausalLM(PuzzleForCausalLM):
+    """A GPT-OSS whose layers differ."""
+
+    config_class = PuzzleGptOssConfig
+    _supports_sdpa = False  # its attention sinks need the scores

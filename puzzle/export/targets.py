@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from puzzle.blocks.variant import FFN, GQA, Block, LinearMap, NoOp
+from puzzle.blocks.variant import FFN, WIDTH_STEP, Block, NoOp
 from puzzle.errors import PuzzleError
 
 Target = Literal["vllm", "hf"]
-WIDTH_STEP = 256  # DeciLM rounds widths up to this; narrower ones are padded with zeros
 
 
 def check_family(target: Target, family: str) -> None:
@@ -29,10 +28,8 @@ def refusal(target: Target, layer: int, block: Block) -> str | None:
     """Why `target` cannot load `block` in this layer; None when it can."""
     if target == "hf":
         return None
-    if isinstance(block.attention, LinearMap) or isinstance(block.ffn, LinearMap):
-        return "vLLM knows no linear map in place of a half"
-    if isinstance(block.attention, GQA) and block.attention.window:
-        return "vLLM ignores the window of a layer"
+    if reason := block.attention.beyond_decilm or block.ffn.beyond_decilm:
+        return reason
     if layer == 0 and isinstance(block.attention, NoOp):
         return "vLLM crashes where the first layer has no attention"
     return None

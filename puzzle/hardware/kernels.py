@@ -38,6 +38,11 @@ class Kernels(Protocol):
     def gemm(self, rows: float, size_in: float, size_out: float, weights: Weights) -> Timed:
         """(rows x in) (in x out)."""
 
+    def grouped_gemm(
+        self, rows: float, matrices: float, size_in: float, size_out: float, weights: Weights
+    ) -> Timed:
+        """The same with the rows shared out over so many matrices."""
+
     def elementwise(self, numbers: float) -> Timed:
         """A kernel that moves so many activations in and out."""
 
@@ -61,11 +66,17 @@ class Roofline:
 
     def gemm(self, rows: float, size_in: float, size_out: float, weights: Weights) -> Timed:
         """2 rows in out operations; weights, input and output move once."""
+        return self.grouped_gemm(rows, 1.0, size_in, size_out, weights)
+
+    def grouped_gemm(
+        self, rows: float, matrices: float, size_in: float, size_out: float, weights: Weights
+    ) -> Timed:
+        """As many operations; each matrix's weights move once."""
         dtype = arithmetic(weights)
         reached = self.device.fit.gemm.get(dtype, self.device.efficiency.gemm)
         flops = 2 * rows * size_in * size_out
         compute_s = flops / (self.device.peak_flops_per_s(dtype) * reached)
-        moved = size_in * size_out * bytes_per_weight(weights)
+        moved = matrices * size_in * size_out * bytes_per_weight(weights)
         moved += rows * (size_in * min(BYTES[dtype], ACTIVATION_BYTES) + size_out * 2)
         return self._bent(compute_s, moved / self._bytes_per_s, self.device.fit.bend)
 

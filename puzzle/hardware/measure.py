@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from puzzle.blocks.variant import GQA, Block, NoOp
+from puzzle.blocks.variant import Block, NoOp
 from puzzle.export.modeling_puzzle import CACHE, PuzzleForCausalLM, PuzzleLayer, layer_masks
 from puzzle.modules import build_layer, build_model, child_config, rotary
 
@@ -80,7 +80,7 @@ class Bench:
         stream, positions = self._stream(case)
         past = case.length - stream.shape[1]
         keys, values = self._past(half, case.batch, past)
-        window = half.attention.window if isinstance(half.attention, GQA) else None
+        window = half.attention.sees
         masks = layer_masks(
             child_config(self.config, [half]),
             {window},
@@ -102,7 +102,7 @@ class Bench:
         return run
 
     def _past(self, half: Block, batch: int, past: int) -> tuple[torch.Tensor, torch.Tensor]:
-        heads = half.attention.kv_heads if isinstance(half.attention, GQA) else 0
+        heads = half.attention.cached_heads
         head_dim = child_config(self.config, [half]).head_dim
         kept = torch.randn(2, batch, heads, past, head_dim, **self._to)
         return kept[0], kept[1]

@@ -7,8 +7,10 @@ vocabulary, and the halves end in an all-reduce. The residual stream is whole on
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
-from puzzle.blocks.variant import FFN, GQA, Block, LinearMap, NoOp
+from puzzle.blocks.sizes import Matrix
+from puzzle.blocks.variant import GQA, Block
 from puzzle.budget import Budget, Workload
 from puzzle.hardware.devices import BYTES
 from puzzle.hardware.kernels import ACTIVATION_BYTES, Heads, Kernels, Roofline
@@ -31,14 +33,9 @@ class Modeled:
 
     def half(self, half: Block, step: Step) -> Timed:
         """Attention or FFN of one layer, its norm and all-reduce included."""
-        if isinstance(half.attention, LinearMap) or isinstance(half.ffn, LinearMap):
-            return self._linear(step)
         if isinstance(half.attention, GQA):
             return self._attention(half.attention, step)
-        if isinstance(half.ffn, FFN):
-            return self._ffn(half.ffn, step)
-        assert half == Block(NoOp(), NoOp())
-        return Timed()
+        return self._maps(half.attention.matrices(self.shape) + half.ffn.matrices(self.shape), step)
 
     def outside(self, step: Step) -> Timed:
         """Embedding, final norm, head and the choice of tokens."""
@@ -54,16 +51,32 @@ class Modeled:
         lookup = kernels.elementwise(2 * step.rows * shape.hidden_size)
         return lookup + self._norm(step) + head + drawn
 
-    def _linear(self, step: Step) -> Timed:
-        hidden = self.shape.hidden_size
-        return self._norm(step) + self._gemm(step, hidden / self.gpus, hidden) + self._sum(step)
+    def _maps(self, matrices: tuple[Matrix, ...], step: Step) -> Timed:
+        """Norm, GEMMs with a pass over the activations between any two, all-reduce.
 
-    def _ffn(self, variant: FFN, step: Step) -> Timed:
-        hidden, width = self.shape.hidden_size, variant.intermediate_size / self.gpus
-        into = (2 if self.shape.gated else 1) * width
-        activated = self.kernels.elementwise(step.rows * (into + width))
-        gemms = self._gemm(step, hidden, into) + self._gemm(step, width, hidden)
-        return self._norm(step) + gemms + activated + self._sum(step)
+        GPUs share the outputs of every matrix but the last, and the inputs of the last.
+        """
+        if not matrices:
+            return Timed()
+        seconds = self._norm(step)
+        *firsts, last = matrices
+        shares: list[tuple[Matrix, float, float]] = [
+            *((matrix, matrix.size_in, matrix.size_out / self.gpus) for matrix in firsts),
+            (last, last.size_in / self.gpus, last.size_out),
+        ]
+        for matrix, size_in, size_out in shares:
+            seconds += self._matrix(matrix, step, size_in, size_out)
+        for (before, _, out), (after, into, _) in pairwise(shares):
+            seconds += self.kernels.elementwise(step.rows * (out * before.used + into * after.used))
+        if last.used > 1:
+            seconds += self.kernels.elementwise(step.rows * (last.used + 1) * last.size_out)
+        return seconds + self._sum(step)
+
+    def _matrix(self, matrix: Matrix, step: Step, size_in: float, size_out: float) -> Timed:
+        if matrix.experts == 1:
+            return self._gemm(step, size_in, size_out)
+        rows, hit = step.rows * matrix.used, matrix.hit(step.rows)
+        return self.kernels.grouped_gemm(rows, hit, size_in, size_out, self.workload.weights)
 
     def _attention(self, variant: GQA, step: Step) -> Timed:
         shape, kernels, window = self.shape, self.kernels, variant.window

@@ -56,6 +56,12 @@ class Public:
             return self.rest.gemm(rows, size_in, size_out, weights)
         return self._found(lookup(table, size_out, size_in, rows))
 
+    def grouped_gemm(
+        self, rows: float, matrices: float, size_in: float, size_out: float, weights: Weights
+    ) -> Timed:
+        """There are no tables of these that are read here."""
+        return self.rest.grouped_gemm(rows, matrices, size_in, size_out, weights)
+
     def elementwise(self, numbers: float) -> Timed:
         """There are no tables of these."""
         return self.rest.elementwise(numbers)

@@ -5,17 +5,19 @@ block the sum over its kernels, with residual addition fused into the norm as se
 Prefill runs every kernel once on all prompts of the batch, decode once per new token.
 
 Legend: D hidden, H heads, K KV heads, h head_dim, I intermediate size, V vocabulary, P prompt
-tokens, N new tokens, B batch, M rows of a GEMM (B P in prefill, B in a decode step), w bytes of a
-weight, a bytes of an activation, c bytes of a cached number.
+tokens, N new tokens, B batch, M rows of a GEMM (B P in prefill, B in a decode step), E experts of
+which a token takes k, w bytes of a weight, a bytes of an activation, c bytes of a cached number.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-from puzzle.blocks.variant import FFN, GQA, AttentionVariant, Block, FFNVariant, LinearMap, NoOp
+from puzzle.blocks.sizes import Matrix
+from puzzle.blocks.variant import GQA, AttentionVariant, Block, FFNVariant, NoOp
 from puzzle.budget import Workload
 from puzzle.hardware.cost import NOTHING, Cost
 from puzzle.hardware.devices import (
@@ -76,13 +78,16 @@ class _Meter:
     def activation_bytes(self) -> int:
         return activation_bytes(self.workload)
 
-    def gemm(self, size_in: int, size_out: int) -> float:
-        """(M x in) (in x out): 2 M in out operations; the weight w, input and output a."""
-        return self._gemm(size_in, size_out, self.workload.weights)
+    def gemm(self, matrix: Matrix) -> float:
+        """(M k x in) (in x out): 2 M k in out operations; input and output a, weights w.
+
+        Weights move once for each expert that some token takes: E (1 - (1 - k / E)^M) of them.
+        """
+        return self._gemm(matrix, self.workload.weights)
 
     def head(self, size_in: int, size_out: int) -> float:
         """The same in the activations' type, which is how engines keep embedding and head."""
-        return self._gemm(size_in, size_out, outside_dtype(self.workload))
+        return self._gemm(Matrix(size_in, size_out), outside_dtype(self.workload))
 
     def elementwise(self, numbers_per_row: int) -> float:
         """A kernel that moves `numbers_per_row` activations in and out for each row."""
@@ -103,10 +108,11 @@ class _Meter:
         compute_s = flops / self.device.attention_flops_per_s(dtype)
         return max(compute_s, moved / self.device.bytes_per_s) + self.device.launch_s
 
-    def _gemm(self, size_in: int, size_out: int, weights: Weights) -> float:
-        flops = 2 * self.rows * size_in * size_out
-        moved = size_in * size_out * bytes_per_weight(weights)
-        moved += self.rows * (size_in + size_out) * self.activation_bytes
+    def _gemm(self, matrix: Matrix, weights: Weights) -> float:
+        rows = self.rows * matrix.used
+        flops = 2 * rows * matrix.size_in * matrix.size_out
+        moved = matrix.hit(self.rows) * matrix.size_in * matrix.size_out * bytes_per_weight(weights)
+        moved += rows * (matrix.size_in + matrix.size_out) * self.activation_bytes
         compute_s = flops / self.device.gemm_flops_per_s(arithmetic(weights))
         return max(compute_s, moved / self.device.bytes_per_s) + self.device.launch_s
 
@@ -131,9 +137,8 @@ def attention_cost(
     """
     if isinstance(variant, NoOp):
         return NOTHING
-    window = variant.window if isinstance(variant, GQA) else None
-    prefill = _Pass.prefill(workload, batch, window)
-    decode = _Pass.decode(workload, batch, window)
+    prefill = _Pass.prefill(workload, batch, variant.sees)
+    decode = _Pass.decode(workload, batch, variant.sees)
     seconds = [
         step.times * _attention_s(shape, variant, step, _Meter(device, workload, step.rows))
         for step in (prefill, decode)
@@ -149,11 +154,15 @@ def attention_cost(
 def ffn_cost(
     shape: Shape, variant: FFNVariant, *, workload: Workload, batch: int, device: Device
 ) -> Cost:
-    """Cost of an FFN half: norm, gate and up in one GEMM, activation, down; linear: norm, GEMM."""
+    """Cost of an FFN half.
+
+    FFN: norm, gate and up in one GEMM, activation, down. MoE: the same with a router before, and
+    the sum of what a token's experts say after. Linear: norm and one GEMM.
+    """
     if isinstance(variant, NoOp):
         return NOTHING
     seconds = [
-        step.times * _ffn_s(shape, variant, _Meter(device, workload, step.rows))
+        step.times * _maps_s(shape, variant.matrices(shape), _Meter(device, workload, step.rows))
         for step in (_Pass.prefill(workload, batch), _Pass.decode(workload, batch))
     ]
     return _cost(shape.ffn_params(variant), workload, seconds)
@@ -200,40 +209,33 @@ def model_cost(
 
 def kv_bytes_per_sequence(shape: Shape, variant: AttentionVariant, workload: Workload) -> int:
     """Cache of one finished request in one layer: 2 K h c min(P + N, window)."""
+    kept = min(workload.total_tokens, variant.sees or workload.total_tokens)
+    return 2 * variant.cached_heads * shape.head_dim * BYTES[workload.kv] * kept
+
+
+def _attention_s(shape: Shape, variant: AttentionVariant, step: _Pass, meter: _Meter) -> float:
     if not isinstance(variant, GQA):
-        return 0
-    kept = min(workload.total_tokens, variant.window or workload.total_tokens)
-    return 2 * variant.kv_heads * shape.head_dim * BYTES[workload.kv] * kept
-
-
-def _attention_s(shape: Shape, variant: GQA | LinearMap, step: _Pass, meter: _Meter) -> float:
-    hidden = shape.hidden_size
-    if isinstance(variant, LinearMap):
-        return meter.norm(hidden) + meter.gemm(hidden, hidden)
-    qkv_size = shape.qkv_size(variant.kv_heads)
-    query_key_size = qkv_size - variant.kv_heads * shape.head_dim
+        return _maps_s(shape, variant.matrices(shape), meter)
+    into, out = variant.matrices(shape)
+    query_key_size = into.size_out - variant.kv_heads * shape.head_dim
     return (
-        meter.norm(hidden)
-        + meter.gemm(hidden, qkv_size)
+        meter.norm(shape.hidden_size)
+        + meter.gemm(into)
         + (meter.elementwise(2 * query_key_size) if shape.qk_norm else 0.0)
-        + meter.elementwise(2 * qkv_size)
+        + meter.elementwise(2 * into.size_out)
         + meter.attention(step, shape, variant.kv_heads)
-        + meter.gemm(shape.heads * shape.head_dim, hidden)
+        + meter.gemm(out)
     )
 
 
-def _ffn_s(shape: Shape, variant: FFN | LinearMap, meter: _Meter) -> float:
-    hidden = shape.hidden_size
-    if isinstance(variant, LinearMap):
-        return meter.norm(hidden) + meter.gemm(hidden, hidden)
-    width = variant.intermediate_size
-    into = (2 if shape.gated else 1) * width
-    return (
-        meter.norm(hidden)
-        + meter.gemm(hidden, into)
-        + meter.elementwise(into + width)
-        + meter.gemm(width, hidden)
-    )
+def _maps_s(shape: Shape, matrices: Sequence[Matrix], meter: _Meter) -> float:
+    """Norm, GEMMs, and a pass over the activations between any two."""
+    seconds = meter.norm(shape.hidden_size) + sum(map(meter.gemm, matrices))
+    for before, after in pairwise(matrices):
+        seconds += meter.elementwise(before.size_out * before.used + after.size_in * after.used)
+    if matrices[-1].used > 1:
+        seconds += meter.elementwise((matrices[-1].used + 1) * shape.hidden_size)
+    return seconds
 
 
 def _cost(params: int, workload: Workload, seconds: list[float], kv_bytes: int = 0) -> Cost:

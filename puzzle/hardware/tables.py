@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from puzzle.blocks.variant import GQA, Block
+from puzzle.blocks.variant import Block
 from puzzle.budget import Workload
 from puzzle.errors import PuzzleError
 from puzzle.hardware.devices import device
@@ -136,7 +136,7 @@ class Measured:
 
     def half(self, half: Block, step: Step) -> Timed:
         """Reading and decoding as separate passes, which is how they were timed."""
-        window = half.attention.window if isinstance(half.attention, GQA) else None
+        window = half.attention.sees
         return self._passes(str(half), step, window) or self.rest.half(half, step)
 
     def outside(self, step: Step) -> Timed:

@@ -15,6 +15,7 @@ from puzzle.hardware.published import SHIPPED, config_of, model, names
         ("llama-3.1-70b", 80, 70_553_706_496),
         ("llama-3.1-405b", 126, 405_853_388_800),
         ("mistral-7b", 32, 7_248_023_552),
+        ("mixtral-8x7b", 32, 46_702_792_704),
         ("nemotron-super-49b", 80, 49_867_145_216),
         ("nemotron-ultra-253b", 162, 253_401_268_224),
     ],
@@ -26,7 +27,7 @@ def test_parameters_are_those_published(name, layers, params):
 
 
 def test_every_shipped_model_names_its_source():
-    assert len(names()) == 6
+    assert len(names()) == 7
     for name in names():
         path = next(SHIPPED.glob(f"{name}.*"))
         assert "source" in path.read_text()

@@ -29,7 +29,7 @@ def benchmark():
 
 def test_errors_keep_to_the_targets_on_every_device(benchmark):
     rows, left_out = benchmark.read(benchmark.ROWS)
-    assert sum(left_out.values()) == 18  # mixtures of experts
+    assert not left_out
     signed = benchmark.errors(rows)
     for name, figures in {
         "all": benchmark.figures(rows, signed),
@@ -39,6 +39,17 @@ def test_errors_keep_to_the_targets_on_every_device(benchmark):
         assert figures["mean_ape"] <= 0.10, name
         assert figures["p90_ape"] <= 0.18, name
         assert figures["spearman"] >= 0.98, name
+
+
+def test_mixtures_of_experts_are_predicted_without_a_fit(benchmark):
+    """18 figures of Mixtral 8x7B, to which no constant was fitted."""
+    rows, _ = benchmark.read(benchmark.ROWS)
+    fitted = benchmark.dense(rows)
+    mixtures = [row for row in rows if row not in fitted]
+    assert len(mixtures) == 18
+    figures = benchmark.figures(mixtures, benchmark.errors(mixtures))
+    assert figures["mean_ape"] <= 0.13
+    assert figures["spearman"] >= 0.99
 
 
 def test_on_one_gpu_the_roofline_is_within_a_tenth(benchmark):
