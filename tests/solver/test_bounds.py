@@ -53,7 +53,7 @@ def test_a_search_that_dropped_states_says_how_good_they_could_have_been(beam: i
         start, (loss, _) = bounded(program), best(random_problem(seed))
         if start.relaxation is None:
             continue
-        search = Search(start.program, start.relaxation.multiplier_R, math.inf)
+        search = Search(start.program, start.relaxation.multiplier_R[None], math.inf)
         found = search.run(beam, time.perf_counter() + 60)
         assert found.loss >= loss - 1e-9, seed
         assert min(found.loss, found.lost) <= loss + 1e-9, seed
