@@ -28,7 +28,7 @@ WIDER = 1.4  # from one search to the next, once there is an answer to approach
 BEAM, GROWTH, LARGEST = 1000, 8, 512_000  # states a group
 HOPELESS = 8  # times as far from its target as a beam came: not worth a larger one
 FAILURES = 3000  # exchanges in a row that improve nothing, before an answer is left as it is
-ENUMERATION = 0.4  # of the time for enumeration, before the rest goes to a ready-made solver
+ENUMERATION = 0.3  # of the time for enumeration, before the rest goes to a ready-made solver
 EXPANSIONS = 8_000_000  # states times options of a group, at most
 
 
@@ -167,9 +167,7 @@ def _mixed_integer(
     assert start.relaxation is not None
     program, relaxation = start.program, start.relaxation
     if answer.columns is not None:
-        columns_N = _polished(
-            program, relaxation.multiplier_R, answer.columns, deadline, share=0.25
-        )
+        columns_N = _polished(program, relaxation.multiplier_R, answer.columns, deadline, share=0.5)
         answer = replace(answer, columns=columns_N)
     best = cutoff if answer.columns is None else math.fsum(program.loss_N[answer.columns])
     near_N = np.flatnonzero(relaxation.excess_N <= best - relaxation.bound)
@@ -177,7 +175,7 @@ def _mixed_integer(
     smaller = program.keep(near_N)
     hint_N = None if answer.columns is None else np.flatnonzero(np.isin(near_N, answer.columns))
     left_s = deadline - time.perf_counter()
-    claim = cp_sat(smaller, time_limit_s=0.75 * left_s, gap=gap, hint_N=hint_N)
+    claim = cp_sat(smaller, time_limit_s=0.5 * left_s, gap=gap, hint_N=hint_N)
     bound = max(answer.bound, min(claim.bound, best))
     if claim.columns is not None and math.fsum(smaller.loss_N[claim.columns]) < best:
         best = math.fsum(smaller.loss_N[claim.columns])
