@@ -1,10 +1,11 @@
-"""Better answers by search over a few groups at a time, the rest held where it is.
+"""Better answers by search over some groups at a time, the rest held where it is.
 
 For instances too hard to prove: where losses follow costs, most of what an answer lacks is slack
-that some exchange among a few groups would use. The groups are taken in two halves. With the
-relaxation's multipliers m, a pair of halves loses `reduced loss + m rest - m room`, so the partners
-of a half worth trying are those whose priced cost comes nearest below what it leaves: after
-sorting, a short window.
+that some exchange among a dozen groups or two would use. The groups are taken in two halves; of
+each, only combinations near enough to the bound to be of use are built. With the relaxation's
+multipliers m, a pair of halves loses `reduced loss + m rest - m room`, so the partners of a half
+worth trying are those whose priced cost comes nearest below what it leaves: after sorting, a short
+window.
 
 Legend: N columns, R rows, M groups that may move, C combinations of one half.
 """
@@ -40,8 +41,8 @@ def polished(
 ) -> Ints:
     """Columns of no greater loss; stops after so many failures in a row or at the deadline.
 
-    Random groups, seeded by the answer given. Groups under a span stay as they are, and programs that limit
-    names are returned as they came.
+    Random groups, seeded by the answer given. Groups under a span stay as they are, and programs
+    that limit names are returned as they came.
     """
     movable = np.flatnonzero(columns_N < program.options)
     if program.max_names is not None or len(movable) < 2:
