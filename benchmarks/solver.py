@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 import math
+import os
 import signal
 import statistics
 import subprocess
@@ -35,6 +36,7 @@ Row = dict[str, Any]
 HERE = Path(__file__).parent
 WALL_S, PEER_S = 600.0, 10.0  # limits in the grid: wall clock of all, CPU of a peer
 HARD_S = 10.0  # wall clock of all on the correlated kind
+ONE_CORE = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 CBC = ("pulp-cbc", "python-mip")
 SMALL = ("16x15", "36x8", "32x54", "80x54", "126x54", "80x(6+9)")
 GRID = [
@@ -90,6 +92,7 @@ class Bench:
                 capture_output=True,
                 text=True,
                 check=False,
+                env=ONE_CORE,
             )
         if run.returncode == -signal.SIGXCPU:
             return {"finished": False, "cpu_s": cpu_limit_s}
@@ -239,8 +242,8 @@ def ratios(rows: list[Row], peer: str) -> list[tuple[float, Row]]:
     }
     found = []
     for row in rows:
-        if row["part"] == "grid" and row["solver"] == peer and "cpu_s" in row:
-            ours = mine[tuple(row[k] for k in key)]
+        ours = mine.get(tuple(row.get(k) for k in key))
+        if ours and row["part"] == "grid" and row["solver"] == peer and "cpu_s" in row:
             found.append((row["cpu_s"] / ours["cpu_s"], {**ours, "peer_cpu_s": row["cpu_s"]}))
     return found
 

@@ -1,7 +1,7 @@
 """The backend `auto`: bound, fix, enumerate what is left; a ready-made solver only for the rest.
 
 The linear relaxation says how far each column lies above the bound. A dynamic program looks for
-answers within a width of the bound, over the few columns that near; the width doubles until an
+answers within a width of the bound, over the few columns that near; the width grows until an
 answer is found and proven, so nothing is enumerated that the proof does not need. What the largest
 beam cannot enumerate goes to a mixed-integer solver.
 """
@@ -24,11 +24,12 @@ from puzzle.solver.program import Program
 from puzzle.solver.relax import Relaxation, relax
 
 FIRST_COLUMNS = 40  # columns beyond one a group in the first, narrowest search
-BEAM, GROWTH, LARGEST = 1000, 8, 256_000  # states a group
-HOPELESS = 8  # times as far from the best answer as the largest beam came: not worth a larger one
+WIDER = 1.4  # from one search to the next, once there is an answer to approach
+BEAM, GROWTH, LARGEST = 1000, 8, 512_000  # states a group
+HOPELESS = 8  # times as far from its target as a beam came: not worth a larger one
 FAILURES = 3000  # exchanges in a row that improve nothing, before an answer is left as it is
-ENUMERATION = 0.4  # of the time for enumeration, before the rest goes to a ready-made solver
-EXPANSIONS = 4_000_000  # states times options of a group, at most
+ENUMERATION = 0.3  # of the time for enumeration, before the rest goes to a ready-made solver
+EXPANSIONS = 8_000_000  # states times options of a group, at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,17 +100,20 @@ def enumerated(
     Limits on names are ignored: the bound holds with them, the columns may break them.
     """
     least, most = relaxation.bound, -program.paths(-program.loss_N[None])[1][0, 0]
-    allowed = partial(_allowed, _rounding(program, relaxation), gap)
+    rounding = _rounding(program, relaxation)
+    allowed = partial(_allowed, rounding, gap)
     columns, loss, bound = None, cutoff, least
+    prices_KR = relaxation.multiplier_R[None]
     width, beam, proven = _first_width(program, relaxation), BEAM, False
     while not proven and time.perf_counter() < deadline:
         ceiling = loss - allowed(loss)
         target = min(least + width, ceiling) if least + width <= most else ceiling
         reduced = reduce(program, relaxation.excess_N, target - least)
-        search = Search(reduced.program, relaxation.multiplier_R, target - reduced.loss)
+        search = Search(reduced.program, prices_KR, target - reduced.loss)
         ample = min(largest, EXPANSIONS // search.widest)
         beam = min(beam, ample)
         found = search.run(beam, deadline)
+        prices_KR = search.prices.multiplier_KR
         # The search's cutoff is on bounds: what it finds may still lose more than the best known.
         if found.columns is not None and found.loss + reduced.loss < loss:
             columns, loss = reduced.original(found.columns), found.loss + reduced.loss
@@ -117,12 +121,13 @@ def enumerated(
         bound = max(bound, reached)
         proven = bound >= loss - allowed(loss) or bound == math.inf
         if reached < target and not proven:
-            hopeless = beam > BEAM and loss - least > HOPELESS * (reached - least)
-            if beam == ample or hopeless:
+            hopeless = beam > BEAM and target - least > HOPELESS * (reached - least)
+            nearer = loss - allowed(loss) < target - rounding  # a better answer: less to search
+            if hopeless or (beam == ample and not nearer):
                 break
             beam *= 2 if columns is None else GROWTH
         if reached >= target or columns is None:
-            width *= 2
+            width *= 2 if columns is None else WIDER
     if not proven:
         return Answer(columns, min(bound, loss), "none")
     by_bound = columns is not None and loss - least <= allowed(loss)
@@ -141,7 +146,8 @@ def _first_width(program: Program, relaxation: Relaxation) -> float:
     """
     count = min(program.groups + FIRST_COLUMNS, program.columns) - 1
     width = float(np.partition(relaxation.excess_N, count)[count])
-    return max(width, 1e-3 * program.spread / program.groups, 1e-300)
+    least = 1e-3 * (program.spread or 1.0) / program.groups
+    return max(width, least, 1e-12 * abs(relaxation.bound))
 
 
 def _rounding(program: Program, relaxation: Relaxation) -> float:
@@ -161,9 +167,7 @@ def _mixed_integer(
     assert start.relaxation is not None
     program, relaxation = start.program, start.relaxation
     if answer.columns is not None:
-        columns_N = _polished(
-            program, relaxation.multiplier_R, answer.columns, deadline, share=0.25
-        )
+        columns_N = _polished(program, relaxation.multiplier_R, answer.columns, deadline, share=0.5)
         answer = replace(answer, columns=columns_N)
     best = cutoff if answer.columns is None else math.fsum(program.loss_N[answer.columns])
     near_N = np.flatnonzero(relaxation.excess_N <= best - relaxation.bound)
@@ -171,7 +175,7 @@ def _mixed_integer(
     smaller = program.keep(near_N)
     hint_N = None if answer.columns is None else np.flatnonzero(np.isin(near_N, answer.columns))
     left_s = deadline - time.perf_counter()
-    claim = cp_sat(smaller, time_limit_s=0.75 * left_s, gap=gap, hint_N=hint_N)
+    claim = cp_sat(smaller, time_limit_s=0.5 * left_s, gap=gap, hint_N=hint_N)
     bound = max(answer.bound, min(claim.bound, best))
     if claim.columns is not None and math.fsum(smaller.loss_N[claim.columns]) < best:
         best = math.fsum(smaller.loss_N[claim.columns])

@@ -4,31 +4,30 @@ A state that has reached group g holds its loss and what is left of every limit 
 dropped when a row can no longer be met, when another state with the same rest loses less, or when
 a lower bound on its best completion reaches the cutoff. The bounds are Lagrangian: for multipliers
 m, `loss - m rest + least completion of (loss + m cost)`. The relaxation's own multipliers guide
-the search; a pool of others around them prunes states whose rest is out of balance. At most `beam`
-states are kept a group; where none was lost to that, the search is a proof.
+the search; others, learned on the way (`prices.py`), prune states whose rest is out of balance. At
+most `beam` states are kept a group; where none was lost to that, the search is a proof.
 
-Legend: S states, R rows, K multipliers, N columns, G groups.
+Legend: S states, T a sample of them, R rows, K sets of multipliers, N columns, G groups.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from puzzle.solver.prices import Prices
 from puzzle.solver.problem import Floats, Ints
 from puzzle.solver.program import Program
 
-DROPS = (0.5, 2.0)  # how far below the best the pool's bounds lie, in gaps to the cutoff
-POOL = 128  # multipliers in the pool
-SAMPLE = 64  # states on which the pool's bounds are tried
-TRIED = 8  # bounds of the pool used in one group
-FEW = 400  # states below which the pool is not worth its time
+LEARNED, WORTH = 16, 4000  # multipliers learned in one group: at most, and for how many states one
+SAMPLE = 64  # states on which multipliers are tried
+TRIED = 8  # of the multipliers used in one group
+FEW = 400  # states below which multipliers are not worth their time
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,26 +67,20 @@ class States:
 
 
 class Search:
-    """One program, with its relaxation's multipliers and a cutoff; `run` with growing beams."""
+    """One program and a cutoff; the first of the multipliers given, the relaxation's, guides."""
 
-    def __init__(self, program: Program, multiplier_R: Floats, cutoff: float) -> None:
+    def __init__(self, program: Program, multiplier_KR: Floats, cutoff: float) -> None:
         self.program, self.cutoff = program, cutoff
+        self.prices = Prices(program, multiplier_KR)
+        multiplier_R = multiplier_KR[0]
         value_N = program.loss_N + multiplier_R @ program.cost_RN
         least_K, excess_KN = program.excess(value_N[None])
         self.excess_N = excess_KN[0]
         self.bound = float(least_K[0] - multiplier_R @ program.limit_R)
         _, self.least_RG = program.paths(program.cost_RN)
-        self.multiplier_R = multiplier_R
         self.random = np.random.default_rng(0)
         self.moves = _moves(program)
         self.widest = max(len(columns) for moves in self.moves for _, columns in moves)
-
-    @cached_property
-    def pool(self) -> tuple[Floats, Floats]:
-        """(multiplier_KR, after_KG): the pool and its least completions from every group."""
-        multiplier_KR = pool(self.program, self.multiplier_R, max(self.cutoff - self.bound, 0.0))
-        value_KN = self.program.loss_N + multiplier_KR @ self.program.cost_RN
-        return multiplier_KR, self.program.paths(value_KN)[1]
 
     def run(self, beam: int, deadline: float) -> Found:
         """Search with at most `beam` states a group; past the deadline nothing more is found."""
@@ -133,7 +126,7 @@ class Search:
         )
 
     def _settle(self, states: States, group: int, beam: int) -> tuple[States, float]:
-        """Drop equals, states that the pool's bounds exclude, and all beyond the beam."""
+        """Drop equals, states that some multipliers exclude, and all beyond the beam."""
         states = _distinct(states)
         best_S = states.bound_S
         if len(states) > FEW:
@@ -147,13 +140,8 @@ class Search:
         return states.take(kept), float(best_S[order[beam:]].min())
 
     def _pruned(self, states: States, group: int) -> tuple[Ints, Floats]:
-        """(states left, best_S): a sample says which few bounds of the pool exclude most."""
-        multiplier_KR, after_KG = self.pool
-        after_K = after_KG[:, group]
-        sample = self.random.integers(0, len(states), SAMPLE)
-        rest_TR = states.rest_SR[sample].astype(np.float64)
-        bound_TK = states.loss_S[sample, None] - rest_TR @ multiplier_KR.T + after_K
-        over_TK = bound_TK >= self.cutoff
+        """(states left, best_S): a sample says which few sets of multipliers exclude most."""
+        prices, over_TK = self.prices, self._sampled(states, group)
         alive: Ints = np.arange(len(states))
         best_S = states.bound_S.copy()
         rest_SR = states.rest_SR.astype(np.float64)
@@ -163,10 +151,27 @@ class Search:
             if hits_K[k] <= max(1, len(over_TK) // 25):
                 break
             over_TK = over_TK[~over_TK[:, k]]
-            bound_S = states.loss_S[alive] - rest_SR[alive] @ multiplier_KR[k] + after_K[k]
+            bound_S = prices.bounds(states.loss_S[alive], rest_SR[alive], group, k)
             best_S[alive] = np.maximum(best_S[alive], bound_S)
             alive = alive[bound_S < self.cutoff]
         return alive, best_S
+
+    def _sampled(self, states: States, group: int) -> NDArray[np.bool_]:
+        """(T, K): which multipliers exclude a sample of states; some are learned from the rest."""
+        sample = self.random.integers(0, len(states), SAMPLE)
+        loss_T, rest_TR = states.loss_S[sample], states.rest_SR[sample]
+        over_TK = self.prices.bounds(loss_T, rest_TR, group) >= self.cutoff
+        left_T = ~over_TK.any(axis=1)
+        for _ in range(min(LEARNED, len(states) // WORTH)):
+            if not left_T.any():
+                break
+            t = int(left_T.argmax())
+            self.prices.learn(rest_TR[t], group)
+            over_T = self.prices.bounds(loss_T, rest_TR, group, -1) >= self.cutoff
+            over_TK = np.column_stack([over_TK, over_T])
+            left_T &= ~over_T
+            left_T[t] = False
+        return over_TK
 
     def _trace(self, reached: list[tuple[NDArray[np.int32], NDArray[np.int32]]], at: int) -> Ints:
         """The columns on the way to state `at` of the last group."""
@@ -176,35 +181,6 @@ class Search:
             columns.append(int(column_S[at]))
             at, group = int(parent_S[at]), int(self.program.start_N[column_S[at]])
         return np.array(sorted(columns), dtype=np.int64)
-
-
-def pool(program: Program, multiplier_R: Floats, gap: float) -> Floats:
-    """(K, R) multipliers; the first are those given, the others lie up to 2 gaps below in bound."""
-    rows = len(multiplier_R)
-    if rows == 0 or gap <= 0 or not multiplier_R.any():
-        return multiplier_R[None]
-    if 3**rows <= POOL:
-        signs = [each for each in itertools.product((-1.0, 0.0, 1.0), repeat=rows) if any(each)]
-        direction_KR = np.array(signs)
-    else:
-        direction_KR = np.random.default_rng(0).integers(-1, 2, (POOL, rows)).astype(np.float64)
-    # A row without a price has no scale of its own: take what makes it as dear as the others.
-    weight_R = np.abs(program.cost_RN).max(axis=1, initial=1)
-    price_R = np.maximum(multiplier_R, 0.01 * (multiplier_R * weight_R).max() / weight_R)
-    direction_KR = np.repeat(direction_KR * price_R, len(DROPS), axis=0)
-    floor_K = np.tile(DROPS, len(direction_KR) // len(DROPS)) * gap
-    low_K, high_K = np.full(len(direction_KR), -30.0), np.full(len(direction_KR), 3.0)
-    value_N = program.loss_N + multiplier_R @ program.cost_RN
-    best = float(program.excess(value_N[None])[0][0] - multiplier_R @ program.limit_R)
-    for _ in range(9):
-        middle_K = (low_K + high_K) / 2
-        tried_KR = np.maximum(multiplier_R + np.exp2(middle_K)[:, None] * direction_KR, 0.0)
-        least_K = program.paths(program.loss_N + tried_KR @ program.cost_RN)[1][:, 0]
-        bound_K = least_K - tried_KR @ program.limit_R
-        near_K = best - bound_K < floor_K
-        low_K, high_K = np.where(near_K, middle_K, low_K), np.where(near_K, high_K, middle_K)
-    moved_KR = np.maximum(multiplier_R + np.exp2(low_K)[:, None] * direction_KR, 0.0)
-    return np.vstack([multiplier_R[None], moved_KR])
 
 
 def _moves(program: Program) -> list[list[tuple[int, Ints]]]:
@@ -246,6 +222,9 @@ def _distinct(states: States) -> States:
     if len(states) < 2:
         return states
     hash_S = states.rest_SR @ _odd_numbers(states.rest_SR.shape[1])
+    sorted_S = np.sort(hash_S)
+    if (sorted_S[1:] != sorted_S[:-1]).all():
+        return states
     order = np.lexsort((states.loss_S, hash_S))
     hash_S, rest_SR = hash_S[order], states.rest_SR[order]
     equal = (hash_S[1:] == hash_S[:-1]) & (rest_SR[1:] == rest_SR[:-1]).all(axis=1)

@@ -9,6 +9,8 @@ import numpy as np
 from puzzle.solver.problem import Floats, Ints
 from puzzle.solver.program import Program
 
+STEEP = 6.0  # how much less an option at the gap weighs than one at the bound, as a power of e
+
 
 @dataclass(frozen=True, eq=False)
 class Reduced:
@@ -59,7 +61,8 @@ def binding(program: Program) -> Program:
 def reduce(program: Program, excess_N: Floats, gap: float) -> Reduced:
     """Keep columns of excess below `gap` that no other dominates; settle groups of one option.
 
-    Groups are put in order of their options, fewest first, unless spans tie them to their places.
+    Groups are put in order, those first whose options are few and far from the bound, so that a
+    search branches late. Spans tie groups to their places.
     """
     near_N = np.flatnonzero(excess_N < gap)
     if not near_N.size:
@@ -73,7 +76,9 @@ def reduce(program: Program, excess_N: Floats, gap: float) -> Reduced:
     if settled_G.all():
         settled_G[-1] = False
     fixed_N = kept_N[settled_G[kept.start_N]]
-    order_G = np.argsort(np.where(settled_G, -1, size_G), kind="stable")[settled_G.sum() :]
+    weight_N = np.exp(-STEEP * np.minimum(excess_N[kept_N] / max(gap, 1e-300), 1.0))
+    weight_G = np.bincount(kept.start_N, weight_N, minlength=program.groups)
+    order_G = np.argsort(np.where(settled_G, -1.0, weight_G), kind="stable")[settled_G.sum() :]
     rank_G = np.full(program.groups, -1)
     rank_G[order_G] = np.arange(len(order_G))
     free_N = np.flatnonzero(rank_G[kept.start_N] >= 0)

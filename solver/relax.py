@@ -41,7 +41,7 @@ class Relaxation:
 
 def relax(program: Program, start_N: Ints | None = None) -> Relaxation:
     """Solve the linear relaxation, from columns of a similar program's relaxation if given."""
-    master = _Master(program, start_N)
+    master = Master(program, start_N)
     multiplier_R, broken = master.solve(PENALTY)
     infeasible = False
     if broken:
@@ -61,7 +61,7 @@ def lagrangian(program: Program, multiplier_R: Floats) -> tuple[float, Floats]:
 
 def _no_fraction_fits(program: Program, columns_N: Ints) -> bool:
     """Whether some multipliers prove, well above rounding, that the limits exclude each other."""
-    phase_one = _Master(replace(program, loss_N=np.zeros(program.columns)), columns_N)
+    phase_one = Master(replace(program, loss_N=np.zeros(program.columns)), columns_N)
     multiplier_R, broken = phase_one.solve(1.0)
     if not broken:
         return False
@@ -72,23 +72,22 @@ def _no_fraction_fits(program: Program, columns_N: Ints) -> bool:
     return float(least_K[0] - multiplier_R @ program.limit_R) > 1e-10 * size
 
 
-class _Master:
+class Master:
     """The linear program over the columns generated so far; limits may be broken at a price."""
 
     def __init__(self, program: Program, start_N: Ints | None) -> None:
         self.program, self.loss_N = program, program.loss_N
         self.spread = program.spread / program.groups or 1.0
         self.share_RN, self.room_R, self.unit_R = shares(program)
+        self.least_RG = least_before(program)
         self.columns: Ints = np.empty(0, dtype=np.int64)
         self.inside_N = np.zeros(program.columns, dtype=bool)
-        self.highs = self._empty()
+        self.highs, self.done = self._empty(), 0
         self._add(self._first() if start_N is None else start_N)
 
     def solve(self, penalty: float) -> tuple[Floats, bool]:
         """(multipliers per unit of each row, whether some limit stays broken at this price)."""
-        program, rows, price = self.program, len(self.program.rows), penalty * self.spread
-        for row in range(rows):
-            self.highs.changeColCost(row, price)
+        program, rows, price = self.program, len(self.program.rows), self.penalize(penalty)
         best, best_R = -math.inf, np.zeros(rows)
         for _ in range(ROUNDS):
             self.highs.run()
@@ -108,6 +107,25 @@ class _Master:
             self._add(new_N)
         broken = np.array(self.highs.getSolution().col_value)[:rows].max(initial=0.0) > 1e-8
         return best_R / self.unit_R, bool(broken)
+
+    def penalize(self, penalty: float) -> float:
+        """Set the price of breaking a limit by all of it, in average spreads of a group's loss."""
+        price = penalty * self.spread
+        for row in range(len(self.program.rows)):
+            self.highs.changeColCost(row, price)
+        return price
+
+    def price(self, rest_R: Ints, group: int) -> Floats:
+        """Multipliers for the groups from this one on, with so much left of every limit."""
+        rows, infinite = len(self.program.rows), np.full(len(self.program.rows), -math.inf)
+        room_R = (rest_R - (self.least_RG[:, -1] - self.least_RG[:, group])) / self.unit_R
+        self.highs.changeRowsBounds(rows, np.arange(rows, dtype=np.int32), infinite, room_R)
+        for done in range(self.done, group):
+            self.highs.changeRowBounds(rows + done, 0.0, 0.0)
+        self.done = max(self.done, group)
+        self.highs.run()
+        dual_R = np.array(self.highs.getSolution().row_dual)[:rows]
+        return np.maximum(-dual_R, 0.0) / self.unit_R
 
     def _empty(self) -> Any:
         """A row per limit, one per group (covered once), and a column that breaks each limit."""
@@ -168,18 +186,21 @@ def shares(program: Program) -> tuple[Floats, Floats, Floats]:
     The least an option of each group costs is taken off, so that what is left is what can be
     chosen; a floating-point solver's tolerance is then a share of that.
     """
-    option_N = slice(0, program.options)
-    least_RG = np.zeros((len(program.rows), program.groups), dtype=np.int64)
-    if program.options:
-        least_RG = program.least_options(program.cost_RN[:, option_N])
-    total_RG = np.concatenate(
-        [np.zeros((len(program.rows), 1), np.int64), np.cumsum(least_RG, axis=1)], axis=1
-    )
+    total_RG = least_before(program)
     off_RN = total_RG[:, program.stop_N] - total_RG[:, program.start_N]
     above_RN = program.cost_RN - off_RN
     room_R = program.limit_R - total_RG[:, -1]
     unit_R = np.maximum(np.abs(room_R), np.abs(above_RN).max(axis=1, initial=1)).astype(float)
     return above_RN / unit_R[:, None], room_R / unit_R, unit_R
+
+
+def least_before(program: Program) -> Ints:
+    """(R, G + 1): the least that one option of each group before g costs together."""
+    total_RG = np.zeros((len(program.rows), program.groups + 1), dtype=np.int64)
+    if program.options:
+        least_RG = program.least_options(program.cost_RN[:, : program.options])
+        np.cumsum(least_RG, axis=1, out=total_RG[:, 1:])
+    return total_RG
 
 
 def quiet_highs() -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from puzzle.solver.exhaustive import answers, best
 from puzzle.solver.milp import breaks
 from puzzle.solver.polish import polished
 from puzzle.solver.presolve import undominated
+from puzzle.solver.prices import Prices
 from puzzle.solver.program import Program, program_of
 from puzzle.solver.relax import relax
 from puzzle.solver.verify import totals
@@ -53,7 +55,7 @@ def test_a_search_that_dropped_states_says_how_good_they_could_have_been(beam: i
         start, (loss, _) = bounded(program), best(random_problem(seed))
         if start.relaxation is None:
             continue
-        search = Search(start.program, start.relaxation.multiplier_R, math.inf)
+        search = Search(start.program, start.relaxation.multiplier_R[None], math.inf)
         found = search.run(beam, time.perf_counter() + 60)
         assert found.loss >= loss - 1e-9, seed
         assert min(found.loss, found.lost) <= loss + 1e-9, seed
@@ -76,6 +78,30 @@ def test_a_beam_too_small_is_no_proof() -> None:
     assert start.bound <= answer.bound
     if answer.columns is not None:
         assert answer.bound < start.program.loss_N[answer.columns].sum()
+
+
+def test_learned_multipliers_bound_what_is_left_as_its_own_relaxation_does() -> None:
+    rng = np.random.default_rng(5)
+    groups, options, done = 12, 5, 4
+    cost = {f"c{r}": list(rng.integers(1, 10**6, (groups, options))) for r in range(3)}
+    loss = list(rng.exponential(1.0, (groups, options)))
+    limit = {name: int(sum(group.mean() for group in table)) for name, table in cost.items()}
+    program = program_of(Problem(loss, cost, limit))
+    later_N = np.flatnonzero(program.start_N >= done)
+    for _ in range(10):
+        chosen_N = program.first_G[:done] + rng.integers(0, options, done)
+        rest_R = program.limit_R - program.cost_RN[:, chosen_N].sum(axis=1)
+        tail = replace(
+            program.keep(later_N),
+            groups=groups - done,
+            start_N=program.start_N[later_N] - done,
+            stop_N=program.stop_N[later_N] - done,
+            limit_R=rest_R,
+        )
+        prices = Prices(program, np.zeros((1, 3)))
+        prices.learn(rest_R, done)
+        bound_SK = prices.bounds(np.zeros(1), rest_R[None], done)
+        assert bound_SK[0, 1] == pytest.approx(relax(tail).bound, rel=1e-6)
 
 
 def test_dominated_columns_are_not_needed() -> None:

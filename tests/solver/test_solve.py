@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from random_problems import random_problem
 
-from puzzle.solver import Problem, ProblemError, solve
+from puzzle.solver import Problem, ProblemError, dynamic, solve
 from puzzle.solver.exhaustive import best
 
 
@@ -44,6 +44,15 @@ def test_matches_brute_force(block: int) -> None:
 @pytest.mark.parametrize("block", range(20))
 def test_matches_brute_force_2000(block: int) -> None:
     for seed in range(100 * block, 100 * (block + 1)):
+        check(seed)
+
+
+def test_multipliers_learned_from_every_state_exclude_no_best_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dynamic, "FEW", 1)
+    monkeypatch.setattr(dynamic, "WORTH", 1)
+    for seed in range(30):
         check(seed)
 
 
