@@ -54,7 +54,7 @@ TEACH, JUDGE, EXAM = 65_536, 2_048, 2_048
 SAMPLES = 8
 LAYERS = (2, 7, 12, 17, 22, 27)
 HALVES = ("gqa1+noop", "linear+noop", "noop+ffn1152", "noop+ffn768", "noop+ffn384")
-FROM_SLICE = (32_768, 65_536, 131_072, 262_144)  # tokens of distillation
+FROM_SLICE = (65_536, 262_144)  # tokens of distillation
 FROM_REFIT = 65_536
 SPACE = [
     "space.attention=[gqa3,gqa1,gqa3w128,gqa3w512,linear,noop]",
@@ -196,7 +196,7 @@ def losses(bench: Bench, layer: int) -> list[dict[str, Any]]:
     lesson, rows = bench.lesson(layer), []
     for text, loss in itertools.product(HALVES, ("mse", "cosine", "fisher")):
         half = Block.parse(text)
-        weights = taught(lesson, half, begin(lesson, half).weights, 32_768, loss)
+        weights = taught(lesson, half, begin(lesson, half).weights, 16_384, loss)
         kl = bench.kl(lesson, layer, Pupil(half, weights, {}))
         rows.append({"layer": layer, "half": text, "loss": loss, "kl": kl})
     return rows
@@ -291,7 +291,7 @@ def main() -> None:
     ]
     compared = [
         row
-        for layer in LAYERS[1::2]
+        for layer in LAYERS[1::3]
         for row in step(work, f"losses.{layer}", partial(losses, bench, layer))
     ]
     large = step(work, "streamed", partial(streamed, work))
