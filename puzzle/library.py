@@ -34,6 +34,10 @@ class Library:
         attention = self._half_weights(layer, Block(block.attention, NoOp()))
         return attention | self._half_weights(layer, Block(NoOp(), block.ffn))
 
+    def layer(self, layer: int, block: Block) -> PuzzleLayer:
+        """A layer that holds a composed block, frozen."""
+        return build_layer(self.parent.config, block, self.weights(layer, block))
+
     def _half(self, layer: int, half: Block) -> PuzzleLayer:
         return build_layer(self.parent.config, half, self._half_weights(layer, half))
 

@@ -1,6 +1,7 @@
 """The map of the run directory: the name of every record a stage writes and another reads.
 
 trace/<model>/<split>/h007      residual stream entering layer 7, [S, T, D]
+trace/<model>/<split>/tokens    the split's token ids, [S, T]
 trace/<model>/scoring/g007      Fisher gradients at the same place, [K, S, T, D]
 library/L07.attention=gqa2      a trained half
 scores/L07                      the scores of the layer's blocks
@@ -19,6 +20,11 @@ from puzzle.blocks.variant import Block, NoOp
 def hidden(split: str, layer: int, model: str = "parent") -> str:
     """h_layer [S, T, D] of one split."""
     return f"trace/{model}/{split}/h{layer:03}"
+
+
+def tokens(split: str) -> str:
+    """Token ids [S, T] of one split."""
+    return f"trace/parent/{split}/tokens"
 
 
 def gradient(layer: int, model: str = "parent") -> str:

@@ -36,7 +36,7 @@ def progress(run: Run) -> dict[str, tuple[int, int]]:
     budget = load_budget(config.budget).name
     models = ("parent", "uniform", "child", "healed")
     return {
-        "trace": (len(run.names("trace/*/*/*")), 3 * layers + 2),
+        "trace": (len(run.names("trace/parent/*/*")), 3 * layers + 4),
         "library": (len(run.names("library/*")), sum(map(len, halves(space, parent.blocks)))),
         "scores": (len(run.names("scores/*")), layers),
         "choose": (len(run.names(f"{records.solution(budget)}.json")), 1),

@@ -42,6 +42,8 @@ def trace(
 
 
 def _forward_sweep(run: Run, parent: Parent, split: str, tokens: torch.Tensor, inputs: str) -> None:
+    if not run.fresh(records.tokens(split), inputs):
+        run.save_tensors(records.tokens(split), {"tokens": tokens}, inputs)
     if not run.fresh(records.hidden(split, 0), inputs):
         run.save_tensors(records.hidden(split, 0), {"h": parent.embed(tokens)}, inputs)
     for layer in track(range(parent.shape.layers), f"trace {split}"):
