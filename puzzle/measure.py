@@ -98,7 +98,9 @@ def measure(
 
 def _start(own: Blocks, child: Blocks) -> int:
     """The first layer where a child differs from the parent; the number of layers if none."""
-    return next((layer for layer, pair in enumerate(zip(own, child)) if pair[0] != pair[1]), len(own))
+    return next(
+        (layer for layer, pair in enumerate(zip(own, child)) if pair[0] != pair[1]), len(own)
+    )
 
 
 def _carry(library: Library, children: Sequence[Blocks], split: str) -> dict[Blocks, torch.Tensor]:

@@ -5,6 +5,8 @@ trace/<model>/<split>/tokens    the split's token ids, [S, T]
 trace/<model>/scoring/g007      Fisher gradients at the same place, [K, S, T, D]
 library/L07.attention=gqa2      a trained half
 scores/L07                      the scores of the layer's blocks
+scores/exact/L07.gqa1+ffn256    what one block, or the removal of layers 7 to 9, really costs
+scores/exact/L07-09.noop+noop
 costs/<hardware>/<budget>       what every block costs, at every batch
 solutions/<budget>              the chosen blocks, what they cost and what is proven
 children/<budget>/healed        the healed child's tensors
@@ -13,6 +15,8 @@ children/<budget>/hf/puzzle     in the exported checkpoint: where it comes from
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from puzzle.blocks.variant import Block, NoOp
 
@@ -42,6 +46,12 @@ def half(layer: int, block: Block) -> str:
 def scores(layer: int) -> str:
     """Scores of the composed blocks of one layer."""
     return f"scores/L{layer:02}"
+
+
+def exact(layer: int, blocks: Sequence[Block]) -> str:
+    """The exact score of blocks that stand in for the parent's from `layer` on."""
+    last = f"-{layer + len(blocks) - 1:02}" if len(blocks) > 1 else ""
+    return f"scores/exact/L{layer:02}{last}.{blocks[0]}"
 
 
 def costs(hardware: str, budget: str) -> str:

@@ -78,7 +78,11 @@ class Run:
 
     def fresh(self, name: str, inputs: str) -> bool:
         """True when the record exists and was made from these inputs."""
-        return inputs == self._header(name).get("fingerprint")
+        return inputs == self.fingerprint_of(name)
+
+    def fingerprint_of(self, name: str) -> str | None:
+        """What identifies the inputs a record was made from; None where there is no record."""
+        return self._header(name).get("fingerprint")
 
     def names(self, pattern: str) -> list[str]:
         """Names of the records that match a glob, sorted."""
