@@ -9,6 +9,7 @@ scores/exact/L07.gqa1+ffn256    what one block, or the removal of layers 7 to 9,
 scores/exact/L07-09.noop+noop
 costs/<hardware>/<budget>       what every block costs, at every batch
 solutions/<budget>              the chosen blocks, what they cost and what is proven
+children/<budget>/M.L07         the mended layer 7 of M: the child, or the uniform child
 children/<budget>/healed        the healed child's tensors
 children/<budget>/evaluation.M  what M is worth: the parent, the uniform child, the child, healed
 children/<budget>/hf/puzzle     in the exported checkpoint: where it comes from
@@ -67,6 +68,11 @@ def solution(budget: str) -> str:
 def child(budget: str, what: str) -> str:
     """A record of the child chosen for a budget: heal, healed, exported."""
     return f"children/{budget}/{what}"
+
+
+def layer_of(child: str, layer: int) -> str:
+    """A mended layer of a child, `child` being a record's name."""
+    return f"{child}.L{layer:02}"
 
 
 def evaluation(budget: str, model: str) -> str:

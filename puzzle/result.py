@@ -184,7 +184,7 @@ class Result:
             f"Of {len(self.finalists)} finalists by integer programming ({proof['status']}, proof: "
             f"{proof['proof']}) the child is nearest to the parent: its scores sum to a KL of "
             f"{self.predicted_kl:.3f}, measured {child['measured_kl']:.3f}"
-            + (f", on the evaluation text {measured:.3f}." if measured else ".")
+            + (f", mended and on the evaluation text {measured:.3f}." if measured else ".")
         )
 
     def summary(self) -> str:

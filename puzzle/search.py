@@ -5,9 +5,10 @@
 3. Score    every composed block: the KL it would cost to put it into the parent.
 4. Choose   one block per layer, the least summed score within the budget, by integer programming;
             the best few are measured, and the nearest to the parent is the child.
-5. Heal     the assembled child by global knowledge distillation from the parent.
-6. Evaluate the parent, the uniform child and the child, before and after healing.
-7. Export   the child as a checkpoint that engines load, and write the report.
+5. Mend     the assembled child: its last matrices are refit on its own stream, layer by layer.
+6. Heal     it by global knowledge distillation from the parent.
+7. Evaluate the parent, the uniform child and the child, before and after healing.
+8. Export   the child as a checkpoint that engines load, and write the report.
 
 Every step writes records into the run directory and skips those that are there: running the same
 command again does what is missing, and another budget re-solves in seconds.
@@ -37,6 +38,7 @@ from puzzle.hardware.price import cost_source, price
 from puzzle.hardware.throughput import reference_of
 from puzzle.heal import Course, heal
 from puzzle.library import Library
+from puzzle.mend import mend
 from puzzle.menu import Choice, Losses, Menu
 from puzzle.parent import Parent, open_parent
 from puzzle.provenance import provenance
@@ -117,9 +119,12 @@ def _search(run: Run, config: Config) -> Result:
     with run.stage("choose"):
         menu = _menu(parent, losses(run, space), budget, config.costs)
         choice, plain = _choose(library, menu, config.choose.finalists)
+    with run.stage("mend"):
+        child = _mended(library, choice, "child", budget, made)
+        rival = plain and _mended(library, plain, "uniform", budget, made)
     with run.stage("heal"):
-        teacher, child = assemble(library, parent.blocks), assemble(library, choice.blocks)
-        inputs = fingerprint(made, choice.as_record()["blocks"], config.heal.model_dump())
+        teacher = assemble(library, parent.blocks)
+        inputs = fingerprint("mended", made, choice.as_record()["blocks"], config.heal.model_dump())
         course = Course(run, budget.name, inputs)
         healed = heal(course, child, teacher, texts["calibration"], config.heal)
     with run.stage("evaluate"):
@@ -138,8 +143,8 @@ def _search(run: Run, config: Config) -> Result:
             run.remember(name, asked, lambda: asdict(examine(model())))
 
         judge("parent", lambda: teacher)
-        if plain:
-            judge("uniform", lambda: assemble(library, plain.blocks))
+        if rival:
+            judge("uniform", lambda: rival)
         judge("child", lambda: child)
         judge("healed", lambda: from_weights(library, choice.blocks, healed))
     with run.stage("export"):
@@ -152,6 +157,15 @@ def _search(run: Run, config: Config) -> Result:
     with run.stage("report"):
         write_report(result)
     return result
+
+
+def _mended(
+    library: Library, choice: Choice, name: str, budget: Budget, made: str
+) -> PuzzleForCausalLM:
+    """The assembled and mended child of a choice."""
+    inputs = fingerprint("mend", made, choice.as_record()["blocks"])
+    weights = mend(library, choice.blocks, records.child(budget.name, name), inputs)
+    return from_weights(library, choice.blocks, weights)
 
 
 def _menu(parent: Parent, losses: Losses, budget: Budget, costs: str) -> Menu:

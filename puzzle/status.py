@@ -40,6 +40,7 @@ def progress(run: Run) -> dict[str, tuple[int, int]]:
         "library": (len(run.names("library/*")), sum(map(len, halves(space, parent.blocks)))),
         "scores": (len(run.names("scores/*")), layers),
         "choose": (len(run.names(f"{records.solution(budget)}.json")), 1),
+        "mend": (len(run.names(f"{records.child(budget, 'child')}.L*")), layers),
         "heal": (len(run.names(f"{records.child(budget, 'healed')}.*")), 1),
         "evaluate": (len(run.names(f"{records.evaluation(budget, '*')}.json")), len(models)),
         "export": (len(run.names(f"{records.exported(budget)}.json")), 1),
