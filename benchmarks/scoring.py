@@ -21,12 +21,13 @@ import torch
 from puzzle import corpus
 from puzzle.config import Distill, Space
 from puzzle.distill import distill
-from puzzle.exact import Swap, exact
+from puzzle.exact import exact
 from puzzle.library import Library
 from puzzle.parent import Parent, open_parent
 from puzzle.run import Run, fingerprint
 from puzzle.score import score
 from puzzle.space import halves, layer_blocks
+from puzzle.swap import Swap
 from puzzle.trace import trace
 
 ROOT = Path(__file__).parents[1]

@@ -8,39 +8,17 @@ hence it is for the few blocks that matter.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from puzzle import records
 from puzzle.blocks.variant import Block, NoOp
 from puzzle.library import Library
-from puzzle.measure import Blocks, Values, measure
+from puzzle.measure import Values, measure
 from puzzle.run import fingerprint
 from puzzle.spread import std_error
+from puzzle.swap import Swap
 
 AT_ONCE = 32  # children between two savings
-
-
-@dataclass(frozen=True)
-class Swap:
-    """Blocks that stand in for the parent's from `layer` on: one block, or a run of no-ops."""
-
-    layer: int
-    blocks: Blocks
-
-    def child(self, own: Blocks) -> Blocks:
-        """The parent with these blocks in place."""
-        return own[: self.layer] + self.blocks + own[self.layer + len(self.blocks) :]
-
-    @property
-    def record(self) -> str:
-        """Where its exact score is kept."""
-        return records.exact(self.layer, self.blocks)
-
-
-def removal(start: int, stop: int) -> Swap:
-    """Layers `start` to `stop - 1` taken out."""
-    return Swap(start, (Block(NoOp(), NoOp()),) * (stop - start))
 
 
 def exact(library: Library, swaps: Sequence[Swap]) -> dict[Swap, dict[str, dict[str, float]]]:
@@ -50,15 +28,19 @@ def exact(library: Library, swaps: Sequence[Swap]) -> dict[Swap, dict[str, dict[
     """
     run, own = library.run, library.parent.blocks
     missing = [
-        swap for swap in dict.fromkeys(swaps) if not run.fresh(swap.record, _made(library, swap))
+        swap for swap in dict.fromkeys(swaps) if not run.fresh(_record(swap), _made(library, swap))
     ]
     missing.sort(key=lambda swap: swap.layer)
     for first in range(0, len(missing), AT_ONCE):
         by_child = {swap.child(own): swap for swap in missing[first : first + AT_ONCE]}
         for child, values in measure(library, list(by_child)):
             swap = by_child[child]
-            run.save(swap.record, _means(values), _made(library, swap))
-    return {swap: run.load(swap.record) for swap in swaps}
+            run.save(_record(swap), _means(values), _made(library, swap))
+    return {swap: run.load(_record(swap)) for swap in swaps}
+
+
+def _record(swap: Swap) -> str:
+    return records.exact(swap.layer, swap.blocks)
 
 
 def _made(library: Library, swap: Swap) -> str:

@@ -21,10 +21,10 @@ from puzzle import records
 from puzzle.blocks.variant import Block
 from puzzle.library import Library
 from puzzle.progress import track
+from puzzle.swap import Blocks
 
 BATCH_TOKENS = 2048  # of one forward pass
 GROUP_BYTES = 2**30  # of the streams that travel together
-Blocks = tuple[Block, ...]
 Values = dict[str, torch.Tensor]  # metric -> its mean over the tokens of each sequence [S]
 
 

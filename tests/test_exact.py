@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 
 from puzzle.blocks.variant import Block
-from puzzle.exact import Swap, exact, removal
+from puzzle.exact import exact
 from puzzle.library import Library
 from puzzle.measure import measure
 from puzzle.parent import open_parent
 from puzzle.result import Result
 from puzzle.spread import std_error
+from puzzle.swap import Swap, removal
 
 SWAPS = [
     Swap(1, (Block.parse("gqa1+ffn256"),)),
