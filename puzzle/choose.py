@@ -26,7 +26,7 @@ from puzzle.hardware.throughput import Prediction
 from puzzle.menu import Choice, Menu
 from puzzle.solver import Problem, Rules, Solution, Span, solve_any
 from puzzle.solver.problem import Ints
-from puzzle.swap import NOTHING, Blocks, Run, removed_runs
+from puzzle.swap import NOTHING, Blocks, Stretch, removed_runs
 from puzzle.units import show
 
 NS = 1_000_000_000
@@ -129,7 +129,7 @@ def _problem(menu: Menu, batch: int, room: dict[str, int]) -> Problem:
     return _with_row(problem, "changes", (changes, spanned), menu.region.radius)
 
 
-def _together(problem: Problem, menu: Menu, run: Run) -> Problem:
+def _together(problem: Problem, menu: Menu, run: Stretch) -> Problem:
     """The problem where these layers are not all removed but by one option that spans them all."""
     start, stop = run
     layers = [
@@ -162,7 +162,7 @@ def _with_row(
     )
 
 
-def _read(menu: Menu, problem: Problem, picks: Sequence[int]) -> tuple[Blocks, list[Run]]:
+def _read(menu: Menu, problem: Problem, picks: Sequence[int]) -> tuple[Blocks, list[Stretch]]:
     """The blocks that were picked, and the runs removed as one."""
     blocks = tuple(
         NOTHING if pick < 0 else list(options)[pick] for options, pick in zip(menu.losses, picks)

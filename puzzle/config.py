@@ -51,6 +51,7 @@ class Space(StrictModel):
         *("linear", "noop"),
     )
     keep: tuple[NonNegativeInt, ...] = ()  # layers that stay as the parent's
+    removal: PositiveInt = 8  # layers in a row that may be removed as one, at most
 
 
 class Tokens(StrictModel):
@@ -70,15 +71,25 @@ class Distill(StrictModel):
 
 
 class Scoring(StrictModel):
-    """Fisher scores: how many sets of labels are drawn from the parent's distribution."""
+    """Fisher scores, from so many sets of labels drawn from the parent's distribution.
+
+    `exact` says which blocks of the best child are scored exactly before it is chosen: `never`,
+    those whose scores are `saturated`, or every one that is `picked`.
+    """
 
     samples: PositiveInt = 8
+    exact: Literal["never", "saturated", "picked"] = "saturated"
 
 
 class Choose(StrictModel):
-    """How many of the best children by their scores are measured; 1 trusts the scores."""
+    """How many of the best children by their scores are measured; 1 trusts the scores.
+
+    After the first round the blocks are scored around the best child, and better ones are looked
+    for in its neighborhood.
+    """
 
     finalists: PositiveInt = 16
+    rounds: PositiveInt = 1
 
 
 class Evaluate(StrictModel):

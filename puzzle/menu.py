@@ -13,7 +13,7 @@ from puzzle.budget import Budget, Limits
 from puzzle.hardware.price import Prices
 from puzzle.hardware.throughput import Prediction, predict
 from puzzle.run import fingerprint
-from puzzle.swap import Blocks, Run, Swap
+from puzzle.swap import Blocks, Stretch, Swap
 
 Losses = Sequence[Mapping[Block, float]]  # per layer, the loss of each block it may hold
 
@@ -27,7 +27,7 @@ class Choice:
     prediction: Prediction
     shares: dict[str, float]  # of each limit, how much is used
     proof: dict[str, Any]
-    removed: tuple[Run, ...] = ()  # layers taken out together, scored as one
+    removed: tuple[Stretch, ...] = ()  # layers taken out together, scored as one
     measured_kl: float | None = None  # on the scoring split, once it has been tried
 
     def architecture(self, parent: str) -> Architecture:
@@ -70,7 +70,7 @@ class Menu:
     prices: Prices
     budget: Budget
     parent: Prediction  # what the parent comes to under the same workload
-    removals: Mapping[Run, float] = field(default_factory=dict)
+    removals: Mapping[Stretch, float] = field(default_factory=dict)
     region: Region | None = None  # None: anywhere
 
     @cached_property
@@ -105,7 +105,7 @@ class Menu:
         blocks: Sequence[Block],
         batch: int,
         proof: dict[str, Any],
-        removed: Sequence[Run] = (),
+        removed: Sequence[Stretch] = (),
     ) -> Choice:
         """These blocks as a choice; layers `removed` together count as one."""
         inside = {layer for run in removed for layer in range(*run)}

@@ -5,8 +5,10 @@ trace/<model>/<split>/tokens    the split's token ids, [S, T]
 trace/<model>/scoring/g007      Fisher gradients at the same place, [K, S, T, D]
 library/L07.attention=gqa2      a trained half
 scores/L07                      the scores of the layer's blocks
+scores/removals                 the scores of runs of layers taken out
 scores/exact/L07.gqa1+ffn256    what one block, or the removal of layers 7 to 9, really costs
 scores/exact/L07-09.noop+noop
+scores/around/L07               what blocks would change in the child last looked around
 costs/<hardware>/<budget>       what every block costs, at every batch
 solutions/<budget>              the chosen blocks, what they cost and what is proven
 children/<budget>/M.L07         the mended layer 7 of M: the child, or the uniform child
@@ -47,6 +49,16 @@ def half(layer: int, block: Block) -> str:
 def scores(layer: int) -> str:
     """Scores of the composed blocks of one layer."""
     return f"scores/L{layer:02}"
+
+
+def scores_around(layer: int) -> str:
+    """What the blocks of one layer would change in the child last looked around."""
+    return f"scores/around/L{layer:02}"
+
+
+def removals() -> str:
+    """Scores of runs of layers removed whole."""
+    return "scores/removals"
 
 
 def exact(layer: int, blocks: Sequence[Block]) -> str:

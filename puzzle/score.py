@@ -16,6 +16,8 @@ Legend: K samples, S sequences, T tokens, D hidden.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -26,42 +28,95 @@ from puzzle.library import Library
 from puzzle.progress import track
 from puzzle.run import Run, fingerprint
 from puzzle.spread import std_error
+from puzzle.swap import NOTHING, Swap
 
 BATCH_SEQUENCES = 8
+SATURATED = 0.1  # relative change above which a score is doubtful
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a swap is thought to cost."""
+
+    loss: float  # KL per token
+    std_error: float  # over sequences
+    change: float  # |d|^2 / |h|^2, averaged over tokens
+
+    @property
+    def saturated(self) -> bool:
+        """True where the change is too large for a second-order loss to be trusted."""
+        return self.change > SATURATED
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The Fisher scores of a space: of every block of every layer, and of runs removed whole."""
+
+    blocks: tuple[dict[Block, Score], ...]
+    removals: dict[tuple[int, int], Score]
+
+    @property
+    def losses(self) -> tuple[dict[Block, float], ...]:
+        """The loss of each block of each layer."""
+        return tuple({block: score.loss for block, score in layer.items()} for layer in self.blocks)
+
+    def of(self, swap: Swap) -> Score:
+        """The score of a single block or of a removed run."""
+        if len(swap.blocks) > 1:
+            return self.removals[swap.run]
+        return self.blocks[swap.layer][swap.blocks[0]]
 
 
 def score(
-    run: Run, library: Library, space: Sequence[Sequence[Block]], inputs: tuple[str, str]
-) -> str:
-    """Write the scores of every layer's blocks where they are missing; returns their fingerprint.
+    run: Run,
+    library: Library,
+    space: Sequence[Sequence[Block]],
+    longest: int,
+    inputs: tuple[str, str],
+) -> None:
+    """Write the scores of every layer's blocks, and of removed runs, where they are missing.
 
-    A record maps each block to `loss` (KL per token, smaller is better), `std_error` over
-    sequences, and `change`: |d| relative to the stream, squared and averaged; where it is not
-    small the second order cannot be trusted.
+    A record maps each block to the fields of its `Score`.
 
     Args:
         space: per layer, the composed blocks to score.
+        longest: the most layers in a row that may be removed as one.
         inputs: fingerprints of the trace and of the library.
     """
     for layer in track(range(len(space)), "scores"):
         print_ = fingerprint("scores", inputs, [str(block) for block in space[layer]])
         if not run.fresh(records.scores(layer), print_):
             run.save(records.scores(layer), score_layer(run, library, layer, space[layer]), print_)
-    return fingerprint("scores", inputs, [[str(b) for b in blocks] for blocks in space])
+    runs = removable(space, longest)
+    print_ = fingerprint("removals", inputs, runs)
+    run.remember(records.removals(), print_, lambda: score_removals(run, runs))
 
 
-def losses(run: Run, space: Sequence[Sequence[Block]]) -> tuple[dict[Block, float], ...]:
-    """Per layer, the loss of each block of the space, from the records."""
+def removable(space: Sequence[Sequence[Block]], longest: int) -> list[tuple[int, int]]:
+    """Runs of 2 to `longest` layers each of which may hold nothing, as (start, stop)."""
+    return [
+        (start, stop)
+        for start in range(len(space))
+        for stop in range(start + 2, min(start + longest, len(space)) + 1)
+        if all(NOTHING in options for options in space[start:stop])
+    ]
+
+
+def scores(run: Run, space: Sequence[Sequence[Block]]) -> Scores:
+    """The scores of a space, from the records."""
     layers = [run.load(records.scores(layer)) for layer in range(len(space))]
-    for layer, (scores, blocks) in enumerate(zip(layers, space)):
-        if missing := [str(block) for block in blocks if str(block) not in scores]:
+    for layer, (found, blocks) in enumerate(zip(layers, space)):
+        if missing := [str(block) for block in blocks if str(block) not in found]:
             raise PuzzleError(
                 f"{run.folder} has no score of {missing[0]} in layer {layer} "
                 f"({len(missing)} blocks lack one); run `puzzle search` on it again"
             )
-    return tuple(
-        {block: scores[str(block)]["loss"] for block in blocks}
-        for scores, blocks in zip(layers, space)
+    return Scores(
+        tuple(
+            {block: Score(**found[str(block)]) for block in blocks}
+            for found, blocks in zip(layers, space)
+        ),
+        {tuple(row.pop("run")): Score(**row) for row in run.load(records.removals())},
     )
 
 
@@ -72,17 +127,33 @@ def score_layer(
     enter = run.load_tensors(records.hidden("scoring", layer))["h"]
     leave = run.load_tensors(records.hidden("scoring", layer + 1))["h"]
     gradient = run.load_tensors(records.gradient(layer + 1))["g"]
-    scores = {}
-    for block, output in outputs(library, layer, blocks, enter):
-        change = output - leave
-        quadratic = per_token(gradient, change)
-        relative = change.float().square().sum(-1) / leave.float().square().sum(-1)
-        scores[str(block)] = {
-            "loss": float(quadratic.mean()),
-            "std_error": std_error(quadratic),
-            "change": float(relative.mean()),
-        }
-    return scores
+    return {
+        str(block): _scored(gradient, output - leave, leave)
+        for block, output in outputs(library, layer, blocks, enter)
+    }
+
+
+def score_removals(run: Run, runs: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    """Scores of runs of layers taken out: what enters them comes out as it is."""
+
+    def row(start: int, stop: int) -> dict[str, Any]:
+        enter, leave = (run.load_tensors(records.hidden("scoring", i))["h"] for i in (start, stop))
+        gradient = run.load_tensors(records.gradient(stop))["g"]
+        return {"run": (start, stop), **_scored(gradient, enter - leave, leave)}
+
+    return [row(start, stop) for start, stop in runs]
+
+
+def _scored(
+    gradient_KSTD: torch.Tensor, change_STD: torch.Tensor, leave_STD: torch.Tensor
+) -> dict[str, float]:
+    quadratic = per_token(gradient_KSTD, change_STD)
+    relative = change_STD.float().square().sum(-1) / leave_STD.float().square().sum(-1)
+    return {
+        "loss": float(quadratic.mean()),
+        "std_error": std_error(quadratic),
+        "change": float(relative.mean()),
+    }
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ command again does what is missing, and another budget re-solves in seconds.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ from puzzle.provenance import provenance
 from puzzle.report import model_card, write_report
 from puzzle.result import Result
 from puzzle.run import CONFIG, Run, fingerprint
-from puzzle.score import losses, score
+from puzzle.score import Scores, score, scores
+from puzzle.settle import settle
 from puzzle.space import halves, layer_blocks
 from puzzle.trace import trace
 from puzzle.trial import trial
@@ -89,9 +90,10 @@ def solve(out: str | Path, budget: str) -> Result:
     with run.locked():
         parent = open_parent(config.model, config.dtype)
         space = layer_blocks(parent.blocks, config.space, config.target)
-        menu = _menu(parent, losses(run, space), load_budget(budget), config.costs)
-        _choose(Library(run, parent), menu, config.choose.finalists)
-        return Result(run, menu.budget.name)
+        found, asked = scores(run, space), load_budget(budget)
+        menu = _menu(parent, found.losses, asked, config.costs)
+        _choose(Library(run, parent), menu, found, config)
+        return Result(run, asked.name)
 
 
 def _search(run: Run, config: Config) -> Result:
@@ -115,10 +117,11 @@ def _search(run: Run, config: Config) -> Result:
         made = distill(run, parent, halves(space, parent.blocks), config.distill, traced)
     library = Library(run, parent)
     with run.stage("scores"):
-        score(run, library, space, (traced, made))
+        score(run, library, space, config.space.removal, (traced, made))
     with run.stage("choose"):
-        menu = _menu(parent, losses(run, space), budget, config.costs)
-        choice, plain = _choose(library, menu, config.choose.finalists)
+        found = scores(run, space)
+        menu = _menu(parent, found.losses, budget, config.costs)
+        choice, plain = _choose(library, menu, found, config)
     with run.stage("mend"):
         child = _mended(library, choice, "child", budget, made)
         rival = plain and _mended(library, plain, "uniform", budget, made)
@@ -183,14 +186,20 @@ def _require_feasible(
     choose(_menu(parent, [dict.fromkeys(blocks, 0.0) for blocks in space], budget, costs))
 
 
-def _choose(library: Library, menu: Menu, count: int) -> tuple[Choice, Choice | None]:
+def _choose(
+    library: Library, menu: Menu, found: Scores, config: Config
+) -> tuple[Choice, Choice | None]:
     """The child, and the uniform child it must beat: of the best by scores, the best measured."""
     run, parent, budget = library.run, library.parent, menu.budget
+    count = config.choose.finalists
+    removals = {layers: score.loss for layers, score in found.removals.items()}
+    menu = replace(menu, removals=removals)
 
     def record() -> dict[str, Any]:
         own = {"blocks": [str(block) for block in parent.blocks], "prediction": asdict(menu.parent)}
-        finalists = [choice.as_record() for choice in trial(library, choose(menu, count))]
-        plain = [choice.as_record() for choice in trial(library, uniform(menu)[:count])]
+        settled, evaluations = settle(library, menu, found, config.score.exact)
+        finalists = [choice.as_record() for choice in trial(library, choose(settled, count))]
+        plain = [choice.as_record() for choice in trial(library, uniform(settled)[:count])]
         return {
             "budget": budget.model_dump(mode="json"),
             "models": {
@@ -199,9 +208,10 @@ def _choose(library: Library, menu: Menu, count: int) -> tuple[Choice, Choice | 
                 "child": finalists[0],
             },
             "finalists": finalists,
+            "exact_evaluations": evaluations,
         }
 
-    inputs = fingerprint("solution", menu.digest(), count)
+    inputs = fingerprint("solution", menu.digest(), config.choose.model_dump(), config.score.exact)
     models = run.remember(records.solution(budget.name), inputs, record)["models"]
     choice = Choice.from_record(models["child"])
     costs = records.costs(budget.hardware, budget.name)

@@ -38,7 +38,7 @@ def progress(run: Run) -> dict[str, tuple[int, int]]:
     return {
         "trace": (len(run.names("trace/parent/*/*")), 3 * layers + 4),
         "library": (len(run.names("library/*")), sum(map(len, halves(space, parent.blocks)))),
-        "scores": (len(run.names("scores/*")), layers),
+        "scores": (len(run.names("scores/*")), layers + 1),
         "choose": (len(run.names(f"{records.solution(budget)}.json")), 1),
         "mend": (len(run.names(f"{records.child(budget, 'child')}.L*")), layers),
         "heal": (len(run.names(f"{records.child(budget, 'healed')}.*")), 1),

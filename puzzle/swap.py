@@ -9,7 +9,7 @@ from puzzle.blocks.variant import Block, NoOp
 
 NOTHING = Block(NoOp(), NoOp())
 Blocks = tuple[Block, ...]
-Run = tuple[int, int]  # layers start to stop - 1
+Stretch = tuple[int, int]  # layers start to stop - 1
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Swap:
     blocks: Blocks
 
     @property
-    def run(self) -> Run:
+    def run(self) -> Stretch:
         """The layers it covers."""
         return self.layer, self.layer + len(self.blocks)
 
@@ -34,7 +34,9 @@ def removal(start: int, stop: int) -> Swap:
     return Swap(start, (NOTHING,) * (stop - start))
 
 
-def swaps(own: Sequence[Block], blocks: Sequence[Block], removed: Sequence[Run] = ()) -> list[Swap]:
+def swaps(
+    own: Sequence[Block], blocks: Sequence[Block], removed: Sequence[Stretch] = ()
+) -> list[Swap]:
     """What makes a child of the parent `own`: its runs `removed` as one each, its other blocks."""
     inside = {layer for run in removed for layer in range(*run)}
     found = [
@@ -45,7 +47,7 @@ def swaps(own: Sequence[Block], blocks: Sequence[Block], removed: Sequence[Run] 
     return found + [removal(*run) for run in removed]
 
 
-def removed_runs(blocks: Sequence[Block]) -> Iterator[Run]:
+def removed_runs(blocks: Sequence[Block]) -> Iterator[Stretch]:
     """The longest runs of two or more layers that hold nothing."""
     start = 0
     for layer, block in enumerate([*blocks, None]):

@@ -11,8 +11,10 @@ Legend: S sequences, T tokens, D hidden, V vocabulary, K samples.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from puzzle import records
 from puzzle.corpus import digest
@@ -21,6 +23,19 @@ from puzzle.progress import track
 from puzzle.run import Run, fingerprint
 
 BATCH_TOKENS = 4096  # of one forward pass; bounds the activations in memory
+
+
+class Layered(Protocol):
+    """A model that gives its layers one at a time: the parent, or a child."""
+
+    def layer(self, layer: int, /) -> Any:
+        """One layer as the model has it, frozen."""
+
+    def context(self, hidden_BTD: torch.Tensor, window: int | None, /) -> dict[str, Any]:
+        """What a layer with this window needs beside its input."""
+
+    def head(self) -> nn.Sequential:
+        """Final norm and output projection."""
 
 
 def trace(
@@ -56,10 +71,10 @@ def _forward_sweep(run: Run, parent: Parent, split: str, tokens: torch.Tensor, i
 
 
 @torch.no_grad()
-def forward(parent: Parent, layer: int, hidden_STD: torch.Tensor) -> torch.Tensor:
-    """What the parent's layer makes of the streams [S, T, D], a few sequences at a time."""
-    module = parent.layer(layer)
-    context = parent.context(hidden_STD[:1], module.window)
+def forward(model: Layered, layer: int, hidden_STD: torch.Tensor) -> torch.Tensor:
+    """What the model's layer makes of the streams [S, T, D], a few sequences at a time."""
+    module = model.layer(layer)
+    context = model.context(hidden_STD[:1], module.window)
     return torch.cat([module(batch, **context) for batch in _batches(hidden_STD)])
 
 
@@ -79,14 +94,14 @@ def _backward_sweep(run: Run, parent: Parent, samples: int, seed: int, inputs: s
 
 
 def head_gradients(
-    parent: Parent, hidden_STD: torch.Tensor, samples: int, seed: int
+    model: Layered, hidden_STD: torch.Tensor, samples: int, seed: int
 ) -> torch.Tensor:
     """g_L [K, S, T, D]: gradients of the log-probability of K label draws at every position.
 
     With logits z = W n(h), the gradient of `log p(y)` at n(h) is `W[y] - sum_v p_v W[v]`; the sum
     is shared by all K draws, so K samples cost one product with W, not K.
     """
-    head = parent.head()
+    head = model.head()
     norm, weight_VD = head[0], head[1].get_parameter("weight")
     generator = torch.Generator().manual_seed(seed)
 
@@ -102,12 +117,29 @@ def head_gradients(
     return torch.cat([gradients(batch) for batch in _batches(hidden_STD)], dim=1)
 
 
+def kl_gradient(model: Layered, hidden_STD: torch.Tensor, parent_STD: torch.Tensor) -> torch.Tensor:
+    """`d/dh_L sum_t KL(p || q)` [S, T, D], where q is what the model says and p the parent.
+
+    At n(h) it is `sum_v (q_v - p_v) W[v]`.
+    """
+    head = model.head()
+    norm, weight_VD = head[0], head[1].get_parameter("weight")
+
+    def gradient(batch: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
+        batch = batch.detach().requires_grad_()
+        normed = norm(batch)
+        q, p = ((n.detach() @ weight_VD.T).float().softmax(-1) for n in (normed, norm(parents)))
+        return _pull_back(normed, batch, ((q - p).to(normed.dtype) @ weight_VD)[None])[0]
+
+    return torch.cat(list(map(gradient, _batches(hidden_STD), _batches(parent_STD))))
+
+
 def backward(
-    parent: Parent, layer: int, hidden_STD: torch.Tensor, above_KSTD: torch.Tensor
+    model: Layered, layer: int, hidden_STD: torch.Tensor, above_KSTD: torch.Tensor
 ) -> torch.Tensor:
     """g_i [K, S, T, D] from g_{i+1}: one forward of the layer and K vector-Jacobian products."""
-    module = parent.layer(layer)
-    context = parent.context(hidden_STD[:1], module.window)
+    module = model.layer(layer)
+    context = model.context(hidden_STD[:1], module.window)
     size = _sequences(hidden_STD)
     pulled = []
     for start in range(0, len(hidden_STD), size):
