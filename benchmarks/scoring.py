@@ -12,23 +12,36 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from puzzle import corpus
-from puzzle.config import Distill, Space
+from puzzle import corpus, records
+from puzzle.assemble import assemble, from_weights
+from puzzle.budget import Budget
+from puzzle.choose import choose
+from puzzle.config import Distill, Scoring, Space
 from puzzle.distill import distill
+from puzzle.evaluate import evaluate
 from puzzle.exact import exact
+from puzzle.hardware.price import price
+from puzzle.hardware.throughput import reference_of
 from puzzle.library import Library
+from puzzle.measure import kl, measure
+from puzzle.mend import mend
+from puzzle.menu import Choice, Menu
 from puzzle.parent import Parent, open_parent
+from puzzle.rounds import further
 from puzzle.run import Run, fingerprint
-from puzzle.score import score
+from puzzle.score import Scores, score, scores
+from puzzle.settle import settle
 from puzzle.space import halves, layer_blocks
-from puzzle.swap import Swap
-from puzzle.trace import trace
+from puzzle.swap import NOTHING, Swap
+from puzzle.trace import backward, forward, head_gradients, trace
+from puzzle.trial import trial
 
 ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "checkpoints" / "smollm2-135m"
@@ -36,7 +49,12 @@ WEB = ROOT / "checkpoints" / "web" / "web.jsonl"
 LENGTH = 768  # longer than the longest window of the space
 TOKENS = {"calibration": 21 * LENGTH, "scoring": 4 * LENGTH, "evaluation": 22 * LENGTH}
 SAMPLES = 8
-SAMPLED = 6  # blocks a layer that are scored exactly
+LONGEST = 8  # layers in a row removed as one
+SAMPLED = 150  # blocks that are scored exactly
+CHUNK = 30  # blocks of the sample between two savings
+AT_ONCE = 4  # children evaluated between two savings
+BUDGETS = ("1.5x", "2x", "2.5x")
+KINDS = ("fisher", "saturated", "mse", "random")
 SPACE = Space(
     attention=("gqa3", "gqa1", "gqa3w128", "gqa3w512", "linear", "noop"),
     ffn=(
@@ -102,36 +120,190 @@ def fisher(bench: Bench) -> float:
 
 
 def sampled(bench: Bench) -> list[Swap]:
-    """Blocks to score exactly: the same number from every layer."""
+    """Blocks to score exactly, about the same number from every layer."""
     draw = random.Random(0)
-    return [
+    swaps = [
         Swap(layer, (block,))
         for layer, blocks in enumerate(bench.space)
-        for block in draw.sample(blocks[1:], SAMPLED)
+        for block in draw.sample(blocks[1:], 6)
     ]
+    random.Random(0).shuffle(swaps)  # chunks of all depths take about the same time
+    return swaps[:SAMPLED]
 
 
 def sample(bench: Bench) -> float:
     """Score the sample exactly; returns CPU seconds."""
-    swaps, chunk = sampled(bench), 5 * SAMPLED
-    draw = random.Random(0)
-    draw.shuffle(swaps)  # chunks of all depths, so that each takes about the same time
+    swaps = sampled(bench)
 
     def some(first: int) -> Callable[[], int]:
-        return lambda: len(exact(bench.library, swaps[first : first + chunk]))
+        return lambda: len(exact(bench.library, swaps[first : first + CHUNK]))
 
     return sum(
         bench.step(f"sample/{first:03}", some(first))["cpu_s"]
-        for first in range(0, len(swaps), chunk)
+        for first in range(0, len(swaps), CHUNK)
     )
 
 
+def sweeps(bench: Bench) -> dict[str, float]:
+    """CPU seconds of one forward and of K + 1 sweeps, of one sequence, scaled to all of them."""
+    run, parent, last = bench.run, bench.parent, bench.parent.shape.layers
+
+    def hidden(layer: int) -> torch.Tensor:
+        return run.load_tensors(records.hidden("scoring", layer))["h"][:1]
+
+    def forwards() -> None:
+        for layer in range(last):
+            forward(parent, layer, hidden(layer))
+
+    def heads() -> None:
+        with torch.no_grad():
+            parent.head()(hidden(last)).float().log_softmax(-1)
+
+    def backwards() -> None:
+        gradient = head_gradients(parent, hidden(last), SAMPLES, 0)
+        for layer in reversed(range(1, last)):
+            gradient = backward(parent, layer, hidden(layer), gradient)
+
+    scale = len(bench.texts["scoring"])
+    return {
+        name: bench.step(f"sweeps/{name}", make)["cpu_s"] * scale
+        for name, make in (("layers", forwards), ("head", heads), ("backward", backwards))
+    }
+
+
+def menus(bench: Bench, throughput: str) -> tuple[Scores, dict[str, Menu]]:
+    """The Fisher scores, and a menu for each way of scoring without running children."""
+    found = scores(bench.run, bench.space)
+    budget = Budget.model_validate(
+        {
+            "name": f"throughput-{throughput}",
+            "hardware": "h100-sxm",
+            "workload": {"prompt_tokens": 200, "new_tokens": 56, "batches": [64, 256, 1024]},
+            "targets": {"throughput": throughput},
+        }
+    )
+    shape = bench.parent.shape
+    prices = price(shape, bench.parent.family, bench.space, budget)
+    draw = random.Random(0)
+    by_kind = {
+        "fisher": found.losses,
+        # |d|^2 / |h|^2 over that of removing the layer: the loss that distillation trains
+        "mse": [
+            {block: each.change / layer[NOTHING].change for block, each in layer.items()}
+            for layer in found.blocks
+        ],
+        "random": [
+            {block: draw.random() * (block != own) for block in layer}
+            for layer, own in zip(bench.space, bench.parent.blocks)
+        ],
+    }
+    fitting = reference_of(shape, budget)
+    made = {kind: Menu(losses, prices, budget, fitting) for kind, losses in by_kind.items()}
+    removals = {run: each.loss for run, each in found.removals.items()}
+    made["fisher"] = replace(made["fisher"], removals=removals)
+    return found, made
+
+
+def chosen(bench: Bench, throughput: str, kind: str) -> Choice:
+    """The child that is best by one way of scoring: fisher, saturated, picked, mse or random."""
+    found, made = menus(bench, throughput)
+
+    def make() -> dict[str, Any]:
+        menu, evaluations = made.get(kind, made["fisher"]), 0
+        if kind in ("saturated", "picked"):
+            menu, evaluations = settle(bench.library, menu, found, kind)
+        return {"choice": choose(menu)[0].as_record(), "evaluations": evaluations}
+
+    return Choice.from_record(bench.step(f"choice/{throughput}.{kind}", make)["data"]["choice"])
+
+
+def evaluated(bench: Bench, children: Sequence[Choice]) -> list[torch.Tensor]:
+    """KL per token of each child on every sequence of the evaluation text [S], in bfloat16."""
+    parent = open_parent(str(MODEL), "bfloat16")
+    library, run = Library(bench.run, parent), bench.run
+    inputs = fingerprint("evaluation", corpus.digest(bench.texts["evaluation"]))
+    stream = parent.embed(bench.texts["evaluation"])
+    run.save_tensors(records.tokens("evaluation"), {"tokens": bench.texts["evaluation"]}, inputs)
+    for layer in range(parent.shape.layers + 1):
+        name = records.hidden("evaluation", layer)
+        if not run.fresh(name, inputs):
+            run.save_tensors(name, {"h": stream}, inputs)
+        stream = run.load_tensors(name)["h"]
+        later = records.hidden("evaluation", layer + 1)
+        if layer < parent.shape.layers and not run.fresh(later, inputs):
+            stream = forward(parent, layer, stream)
+
+    def name(choice: Choice) -> str:
+        return f"bench/evaluation/{fingerprint(choice.as_record()['blocks'])}"
+
+    missing = [each.blocks for each in children if not run.fresh(name(each), inputs)]
+    by_blocks = {each.blocks: each for each in children}
+    for first in range(0, len(missing), AT_ONCE):
+        group = missing[first : first + AT_ONCE]
+        for blocks, values in measure(library, group, {"kl": kl}, "evaluation"):
+            run.save(name(by_blocks[blocks]), values["kl"].tolist(), inputs)
+    return [torch.tensor(run.load(name(each))) for each in children]
+
+
+def mended(bench: Bench, choice: Choice) -> dict[str, float]:
+    """The KL of a child's mended weights on the evaluation text, and its standard error."""
+    inputs = fingerprint("mend", bench.inputs, choice.as_record()["blocks"])
+
+    def make() -> dict[str, Any]:
+        weights = mend(bench.library, choice.blocks, "children/bench/child", inputs)
+        half = {name: tensor.bfloat16() for name, tensor in weights.items()}
+        library = Library(bench.run, open_parent(str(MODEL), "bfloat16"))
+        teacher = assemble(library, bench.parent.blocks)
+        child = from_weights(library, choice.blocks, half)
+        return asdict(
+            evaluate(
+                child,
+                teacher,
+                bench.texts["evaluation"],
+                tokenizer=bench.parent.tokenizer,
+                items=(),
+            )
+        )
+
+    return bench.step(f"mended/{fingerprint(inputs)}", make)
+
+
+def rounds(bench: Bench, throughput: str, count: int) -> list[Choice]:
+    """The first child and the centers of further rounds."""
+    _, made = menus(bench, throughput)
+
+    def make() -> list[dict[str, Any]]:
+        first = trial(bench.library, [chosen(bench, throughput, "fisher")])[0]
+        scoring = Scoring(samples=SAMPLES)
+        later = further(bench.library, made["fisher"], first, count, scoring)
+        return [choice.as_record() for choice in (first, *later)]
+
+    found = bench.step(f"rounds/{throughput}.{count}", make)
+    return [Choice.from_record(record) for record in found["data"]]
+
+
+STEPS: dict[str, Callable[[Bench], Any]] = {
+    "fisher": fisher,
+    "sample": sample,
+    "choices": lambda bench: [chosen(bench, b, kind).loss for b in BUDGETS for kind in KINDS],
+    "evaluation": lambda bench: [
+        float(kls.mean())
+        for kls in evaluated(bench, [chosen(bench, b, kind) for b in BUDGETS for kind in KINDS])
+    ],
+    "mended": lambda bench: mended(bench, chosen(bench, "2x", "fisher")),
+    "rounds": lambda bench: [each.measured_kl for each in rounds(bench, "2x", 2)],
+    "sweeps": sweeps,
+    "picked": lambda bench: chosen(bench, "2x", "picked").loss,
+}
+
+
 def main() -> None:
-    """Do what is missing."""
-    bench = Bench(Path(sys.argv[1]))
+    """Do what is missing, the most telling first, and write what there is."""
     torch.set_num_threads(1)
-    print("fisher", fisher(bench), "s")
-    print("sample", sample(bench), "s")
+    bench = Bench(Path(sys.argv[1]))
+    for name, step in STEPS.items():
+        if name in sys.argv[2:] or len(sys.argv) == 2:
+            print(f"== {name}: {step(bench)}", flush=True)
 
 
 if __name__ == "__main__":

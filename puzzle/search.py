@@ -44,6 +44,7 @@ from puzzle.parent import Parent, open_parent
 from puzzle.provenance import provenance
 from puzzle.report import model_card, write_report
 from puzzle.result import Result
+from puzzle.rounds import further
 from puzzle.run import CONFIG, Run, fingerprint
 from puzzle.score import Scores, score, scores
 from puzzle.settle import settle
@@ -198,7 +199,9 @@ def _choose(
     def record() -> dict[str, Any]:
         own = {"blocks": [str(block) for block in parent.blocks], "prediction": asdict(menu.parent)}
         settled, evaluations = settle(library, menu, found, config.score.exact)
-        finalists = [choice.as_record() for choice in trial(library, choose(settled, count))]
+        first = trial(library, choose(settled, count))
+        later = further(library, settled, first[0], config.choose.rounds, config.score)
+        finalists = [choice.as_record() for choice in (*reversed(later), *first)]
         plain = [choice.as_record() for choice in trial(library, uniform(settled)[:count])]
         return {
             "budget": budget.model_dump(mode="json"),
@@ -211,7 +214,9 @@ def _choose(
             "exact_evaluations": evaluations,
         }
 
-    inputs = fingerprint("solution", menu.digest(), config.choose.model_dump(), config.score.exact)
+    inputs = fingerprint(
+        "solution", menu.digest(), config.choose.model_dump(), config.score.model_dump()
+    )
     models = run.remember(records.solution(budget.name), inputs, record)["models"]
     choice = Choice.from_record(models["child"])
     costs = records.costs(budget.hardware, budget.name)
