@@ -54,7 +54,7 @@ SAMPLED = 150  # blocks that are scored exactly
 CHUNK = 30  # blocks of the sample between two savings
 AT_ONCE = 4  # children evaluated between two savings
 BUDGETS = ("1.5x", "2x", "2.5x")
-KINDS = ("fisher", "saturated", "mse", "random")
+KINDS = ("fisher", "corrected", "saturated", "mse", "random")
 SPACE = Space(
     attention=("gqa3", "gqa1", "gqa3w128", "gqa3w512", "linear", "noop"),
     ffn=(
@@ -186,7 +186,8 @@ def menus(bench: Bench, throughput: str) -> tuple[Scores, dict[str, Menu]]:
     prices = price(shape, bench.parent.family, bench.space, budget)
     draw = random.Random(0)
     by_kind = {
-        "fisher": found.losses,
+        "fisher": [{b: each.fisher for b, each in layer.items()} for layer in found.blocks],
+        "corrected": found.losses,
         # |d|^2 / |h|^2 over that of removing the layer: the loss that distillation trains
         "mse": [
             {block: each.change / layer[NOTHING].change for block, each in layer.items()}
@@ -200,16 +201,16 @@ def menus(bench: Bench, throughput: str) -> tuple[Scores, dict[str, Menu]]:
     fitting = reference_of(shape, budget)
     made = {kind: Menu(losses, prices, budget, fitting) for kind, losses in by_kind.items()}
     removals = {run: each.loss for run, each in found.removals.items()}
-    made["fisher"] = replace(made["fisher"], removals=removals)
+    made["corrected"] = replace(made["corrected"], removals=removals)
     return found, made
 
 
 def chosen(bench: Bench, throughput: str, kind: str) -> Choice:
-    """The child that is best by one way of scoring: fisher, saturated, picked, mse or random."""
+    """The best child by a kind of `menus`, or by scores settled: saturated, picked."""
     found, made = menus(bench, throughput)
 
     def make() -> dict[str, Any]:
-        menu, evaluations = made.get(kind, made["fisher"]), 0
+        menu, evaluations = made.get(kind, made["corrected"]), 0
         if kind in ("saturated", "picked"):
             menu, evaluations = settle(bench.library, menu, found, kind)
         return {"choice": choose(menu)[0].as_record(), "evaluations": evaluations}
@@ -273,9 +274,9 @@ def rounds(bench: Bench, throughput: str, count: int) -> list[Choice]:
     _, made = menus(bench, throughput)
 
     def make() -> list[dict[str, Any]]:
-        first = trial(bench.library, [chosen(bench, throughput, "fisher")])[0]
+        first = trial(bench.library, [chosen(bench, throughput, "corrected")])[0]
         scoring = Scoring(samples=SAMPLES)
-        later = further(bench.library, made["fisher"], first, count, scoring)
+        later = further(bench.library, made["corrected"], first, count, scoring)
         return [choice.as_record() for choice in (first, *later)]
 
     found = bench.step(f"rounds/{throughput}.{count}", make)
@@ -290,7 +291,7 @@ STEPS: dict[str, Callable[[Bench], Any]] = {
         float(kls.mean())
         for kls in evaluated(bench, [chosen(bench, b, kind) for b in BUDGETS for kind in KINDS])
     ],
-    "mended": lambda bench: mended(bench, chosen(bench, "2x", "fisher")),
+    "mended": lambda bench: mended(bench, chosen(bench, "2x", "corrected")),
     "rounds": lambda bench: [each.measured_kl for each in rounds(bench, "2x", 2)],
     "sweeps": sweeps,
     "picked": lambda bench: chosen(bench, "2x", "picked").loss,

@@ -61,7 +61,7 @@ def test_around_the_parent_it_is_the_fisher_score(library: Library) -> None:
     for layer in range(3):
         plain = score_layer(library.run, library, layer, SPACE[layer])
         for block, loss in losses[layer].items():
-            assert loss == pytest.approx(plain[str(block)]["loss"], rel=0.5, abs=1e-7)
+            assert loss == pytest.approx(plain[str(block)]["fisher"], rel=0.5, abs=1e-7)
     assert library.run.names(f"trace/{MODEL}/*/*")
 
 

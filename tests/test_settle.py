@@ -96,7 +96,7 @@ def test_only_what_is_in_doubt_is_scored(
 
     monkeypatch.setattr(module, "exact", fake)
     calm = [{block: replace(s, change=0.0) for block, s in layer.items()} for layer in found.blocks]
-    calm[target.layer][target.blocks[0]] = Score(1.0, 0.0, change=9.0)
+    calm[target.layer][target.blocks[0]] = Score(1.0, 1.0, 0.0, change=9.0)
     runs = {run: replace(s, change=0.0) for run, s in found.removals.items()}
     settled, evaluations = settle(library, menu, Scores(tuple(calm), runs), doubt)
     assert evaluations == expected
