@@ -10,6 +10,7 @@ computed again, so a killed benchmark goes on.
 from __future__ import annotations
 
 import random
+import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +18,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
+import record
 import torch
+from throughput import spearman
 
 from puzzle import corpus, records
 from puzzle.assemble import assemble, from_weights
@@ -37,7 +42,7 @@ from puzzle.parent import Parent, open_parent
 from puzzle.rounds import further
 from puzzle.run import Run, fingerprint
 from puzzle.score import Scores, score, scores
-from puzzle.settle import settle
+from puzzle.settle import Doubt, settle
 from puzzle.space import halves, layer_blocks
 from puzzle.swap import NOTHING, Swap
 from puzzle.trace import backward, forward, head_gradients, trace
@@ -54,6 +59,7 @@ SAMPLED = 150  # blocks that are scored exactly
 CHUNK = 30  # blocks of the sample between two savings
 AT_ONCE = 4  # children evaluated between two savings
 BUDGETS = ("1.5x", "2x", "2.5x")
+DOUBTS: tuple[Doubt, ...] = ("never", "saturated", "picked")
 KINDS = ("fisher", "corrected", "saturated", "mse", "random")
 SPACE = Space(
     attention=("gqa3", "gqa1", "gqa3w128", "gqa3w512", "linear", "noop"),
@@ -283,28 +289,200 @@ def rounds(bench: Bench, throughput: str, count: int) -> list[Choice]:
     return [Choice.from_record(record) for record in found["data"]]
 
 
-STEPS: dict[str, Callable[[Bench], Any]] = {
-    "fisher": fisher,
-    "sample": sample,
-    "choices": lambda bench: [chosen(bench, b, kind).loss for b in BUDGETS for kind in KINDS],
-    "evaluation": lambda bench: [
-        float(kls.mean())
-        for kls in evaluated(bench, [chosen(bench, b, kind) for b in BUDGETS for kind in KINDS])
-    ],
-    "mended": lambda bench: mended(bench, chosen(bench, "2x", "corrected")),
-    "rounds": lambda bench: [each.measured_kl for each in rounds(bench, "2x", 2)],
-    "sweeps": sweeps,
-    "picked": lambda bench: chosen(bench, "2x", "picked").loss,
+def agreement(bench: Bench) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """How Fisher scores, as they are and corrected, agree with the exact ones of the sample."""
+    swaps, found = sampled(bench), scores(bench.run, bench.space)
+    truth = [score["kl"] for score in exact(bench.library, swaps).values()]
+    rows = [
+        {
+            "kind": "block",
+            "layer": swap.layer,
+            "block": str(swap.blocks[0]),
+            "exact": true["mean"],
+            "exact_std_error": true["std_error"],
+            **asdict(found.of(swap)),
+        }
+        for swap, true in zip(swaps, truth)
+    ]
+    table = pd.DataFrame(rows)
+    truths = table["exact"].to_numpy()
+    summary: dict[str, float] = {}
+    for name, column in (("", "loss"), ("_uncorrected", "fisher")):
+        layers = [part for _, part in table.groupby("layer") if len(part) >= 4]
+        within = [spearman(part["exact"].to_numpy(), part[column].to_numpy()) for part in layers]
+        ratio = table[column] / table["exact"]
+        summary[f"spearman{name}"] = spearman(truths, table[column].to_numpy())
+        summary[f"spearman_within_layer{name}"] = statistics.mean(within)
+        summary[f"median_ratio{name}"] = float(ratio.median())
+        summary[f"log_ratio_sd{name}"] = float(np.log(ratio).std())
+    return summary, rows
+
+
+def costs(bench: Bench) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """CPU seconds of scoring every block, each way; naive and prefix reuse scaled from the sample.
+
+    A naive score runs the layers below the block too, whose time is measured layer by layer.
+    """
+    took, swaps, blocks = sweeps(bench), sampled(bench), sum(map(len, bench.space))
+    prefix = sample(bench) / len(swaps)
+    below = statistics.mean(swap.layer for swap in swaps) / len(bench.space) * took["layers"]
+    one = took["layers"] + took["head"]
+    fisher_s = one + took["backward"] + fisher(bench)
+    seconds = {
+        "naive": (prefix + below) * blocks,
+        "prefix": prefix * blocks,
+        "fisher": fisher_s,
+        "lazy": fisher_s + prefix * evaluations(bench, "2x", "saturated"),
+    }
+    rows = [
+        {"kind": "cost", "scorer": name, "cpu_s": each, "forwards": each / one}
+        for name, each in seconds.items()
+    ]
+    summary = {
+        "naive_over_fisher": seconds["naive"] / fisher_s,
+        "prefix_over_fisher": seconds["prefix"] / fisher_s,
+    }
+    return summary, rows
+
+
+def evaluations(bench: Bench, throughput: str, kind: str) -> int:
+    """How many exact scores a settled choice took."""
+    chosen(bench, throughput, kind)
+    found: int = bench.run.load(f"bench/choice/{throughput}.{kind}")["data"]["evaluations"]
+    return found
+
+
+def regret(bench: Bench) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """On the space of the sampled blocks: the exact loss of the lazy choice over the optimum's."""
+    swaps = sampled(bench)
+    truth = {swap: score["kl"]["mean"] for swap, score in exact(bench.library, swaps).items()}
+    rows = []
+    for throughput in ("1.1x", "1.25x", "1.4x"):
+        found, made = menus(bench, throughput)
+        own = bench.parent.blocks
+        losses = [
+            {block: loss for block, loss in layer.items() if block == own[number]}
+            | {swap.blocks[0]: layer[swap.blocks[0]] for swap in swaps if swap.layer == number}
+            for number, layer in enumerate(found.losses)
+        ]
+        small = replace(made["corrected"], losses=losses, removals={})
+        known = small.with_losses(truth)
+        best = choose(known)[0]
+        row = {"kind": "regret", "throughput": throughput, "optimum": best.loss}
+        for doubt in DOUBTS:
+            settled, count = settle(bench.library, small, found, doubt)
+            blocks = choose(settled)[0].blocks
+            lost = sum(layer[block] for layer, block in zip(known.losses, blocks)) - best.loss
+            row |= {f"{doubt}_regret": lost, f"{doubt}_evaluations": count}
+        rows.append(row)
+    return {"lazy_exact_regret": max(row["picked_regret"] for row in rows)}, rows
+
+
+def children(bench: Bench) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """The KL of the children chosen each way at each budget, on text that chose nothing."""
+    pairs = [(throughput, kind) for throughput in BUDGETS for kind in KINDS]
+    choices = [chosen(bench, *pair) for pair in pairs]
+    kls = dict(zip(pairs, evaluated(bench, choices)))
+    rows = [
+        {
+            "kind": "child",
+            "throughput": throughput,
+            "scorer": kind,
+            "predicted": choice.loss,
+            "kl": float(kls[throughput, kind].mean()),
+            **compared(kls[throughput, kind], kls[throughput, "corrected"]),
+            "evaluations": evaluations(bench, throughput, kind),
+            "blocks": " ".join(map(str, choice.blocks)),
+        }
+        for (throughput, kind), choice in zip(pairs, choices)
+    ]
+
+    def ratio(kind: str, to: str) -> float:
+        logs = [(kls[b, kind].mean() / kls[b, to].mean()).log() for b in BUDGETS]
+        return float(torch.stack(logs).mean().exp())
+
+    summary = {
+        "lazy_exact_evaluations": evaluations(bench, "2x", "saturated"),
+        "lazy_child_over_fisher_child_kl": ratio("saturated", "corrected"),
+        "mse_child_over_fisher_child_kl": ratio("mse", "corrected"),
+        "random_child_over_fisher_child_kl": ratio("random", "corrected"),
+        "uncorrected_child_over_fisher_child_kl": ratio("fisher", "corrected"),
+    }
+    return summary, rows
+
+
+def compared(kls: torch.Tensor, others: torch.Tensor) -> dict[str, float]:
+    """The ratio of two children's KL, and its paired bootstrap interval over sequences."""
+    draws = torch.randint(len(kls), (4000, len(kls)), generator=torch.Generator().manual_seed(0))
+    ratios = kls[draws].mean(dim=1) / others[draws].mean(dim=1)
+    low, high = ratios.quantile(torch.tensor([0.025, 0.975])).tolist()
+    return {"ratio": float(kls.mean() / others.mean()), "ratio_low": low, "ratio_high": high}
+
+
+def two_rounds(bench: Bench) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """The child of a second round against that of the first."""
+    first, *later = rounds(bench, "2x", 2)
+    before, after = evaluated(bench, [first, later[-1] if later else first])
+    row = {
+        "kind": "rounds",
+        "first_measured": first.measured_kl,
+        "second_measured": later[-1].measured_kl if later else None,
+        **compared(after, before),
+    }
+    return {"two_round_kl_ratio": row["ratio"]}, [row]
+
+
+def mending(bench: Bench) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """The child's KL before and after its last matrices are refit on its own stream."""
+    choice = chosen(bench, "2x", "corrected")
+    [before] = evaluated(bench, [choice])
+    step = mended(bench, choice)
+    row = {"kind": "mended", "before": float(before.mean()), "cpu_s": step["cpu_s"], **step["data"]}
+    return {"mended_over_child_kl": row["kl"] / row["before"]}, [row]
+
+
+def picked(bench: Bench) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """The child for which every picked block was scored exactly, at the middle budget."""
+    choices = [chosen(bench, "2x", kind) for kind in ("picked", "corrected")]
+    kls = evaluated(bench, choices)
+    row = {
+        "kind": "child",
+        "throughput": "2x",
+        "scorer": "picked",
+        "predicted": choices[0].loss,
+        "kl": float(kls[0].mean()),
+        **compared(*kls),
+        "evaluations": evaluations(bench, "2x", "picked"),
+    }
+    return {"picked_child_over_fisher_child_kl": row["ratio"]}, [row]
+
+
+# in order of importance; each goes on where it was killed
+STEPS: dict[str, Callable[[Bench], tuple[dict[str, float], list[dict[str, Any]]]]] = {
+    "agreement": agreement,
+    "children": children,
+    "mending": mending,
+    "regret": regret,
+    "costs": costs,
+    "two_rounds": two_rounds,
+    "picked": picked,
 }
 
 
 def main() -> None:
-    """Do what is missing, the most telling first, and write what there is."""
+    """Do what is missing, and write what there is after every step."""
     torch.set_num_threads(1)
     bench = Bench(Path(sys.argv[1]))
+    fisher(bench)
+    sample(bench)
+    summary: dict[str, float] = {}
+    rows: list[dict[str, Any]] = []
     for name, step in STEPS.items():
-        if name in sys.argv[2:] or len(sys.argv) == 2:
-            print(f"== {name}: {step(bench)}", flush=True)
+        found, more = step(bench)
+        summary |= {key: round(value, 4) for key, value in found.items()}
+        rows += more
+        print(f"== {name}: {found}", flush=True)
+        record.write("scoring", summary, rows)
 
 
 if __name__ == "__main__":
