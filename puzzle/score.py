@@ -6,6 +6,10 @@ gradient there (see trace.py), `KL ~ 1/2 E sum_s (g_s . d_s)^2`, averaged over t
 rerun: a block costs one forward of its own layer and a dot product. Attention is computed once per
 attention variant and shared by all FFN variants on top of it.
 
+What is understated where a block changes the stream much is corrected by the size of the change;
+blocks beyond any second-order score are said to be saturated (settle.py scores them exactly). A run
+of layers removed whole is scored the same way, by what enters it and what should leave it.
+
 Two forms: the sequence form `1/2 E (sum_s g_s . d_s)^2` is unbiased to second order; the per-token
 form drops the cross terms between positions, is exact at the last layer only, and ranks better
 from few samples because its variance is far lower. It is the default.
