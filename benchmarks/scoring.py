@@ -115,10 +115,12 @@ class Bench:
 
 
 def fisher(bench: Bench) -> float:
-    """Score all blocks of all layers; returns CPU seconds."""
+    """Score all blocks of all layers, and removed runs; returns CPU seconds."""
 
-    def upto(layer: int) -> Callable[[], str]:
-        return lambda: score(bench.run, bench.library, bench.space[: layer + 1], bench.inputs)
+    def upto(layer: int) -> Callable[[], None]:
+        longest = LONGEST if layer == len(bench.space) - 1 else 1  # runs with the last layer
+        space = bench.space[: layer + 1]
+        return lambda: score(bench.run, bench.library, space, longest, bench.inputs)
 
     return sum(
         bench.step(f"fisher/L{layer:02}", upto(layer))["cpu_s"] for layer in range(len(bench.space))

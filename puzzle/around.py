@@ -58,15 +58,14 @@ def around(
         inputs: fingerprint of the library, the child and the scoring text.
     """
     run = child.library.run
-    place = [records.scores_around(layer) for layer in range(len(space))]
-    if not all(run.fresh(name, inputs) for name in place):
+    names = [records.scores_around(layer) for layer in range(len(space))]
+    if not all(run.fresh(name, inputs) for name in names):
         _sweep_up(child, inputs)
-        for layer, gradient in track(
-            _sweep_down(child, samples, seed, inputs), "around", len(space)
-        ):
-            found = _score_layer(child, layer, space[layer], gradient)
-            run.save(place[layer], {str(block): loss for block, loss in found.items()}, inputs)
-    found = [run.load(name) for name in place]
+        sweep = _sweep_down(child, samples, seed)
+        for layer, gradient in track(sweep, "around", len(space)):
+            losses = _score_layer(child, layer, space[layer], gradient)
+            run.save(names[layer], {str(block): loss for block, loss in losses.items()}, inputs)
+    found = [run.load(name) for name in names]
     return tuple(
         {block: each[str(block)] for block in blocks} for each, blocks in zip(found, space)
     )
@@ -80,9 +79,7 @@ def _sweep_up(child: Child, inputs: str) -> None:
     run.save_tensors(records.hidden("scoring", len(child.blocks), MODEL), {"h": stream}, inputs)
 
 
-def _sweep_down(
-    child: Child, samples: int, seed: int, inputs: str
-) -> Iterator[tuple[int, torch.Tensor]]:
+def _sweep_down(child: Child, samples: int, seed: int) -> Iterator[tuple[int, torch.Tensor]]:
     """Each layer, the last one first, with the gradients above it [1 + K, S, T, D], g1 first."""
     last = len(child.blocks)
     stream = _stream(child, last)
@@ -90,7 +87,8 @@ def _sweep_down(
     gradient = torch.cat([first[None], head_gradients(child, stream, samples, seed)])
     for layer in reversed(range(last)):
         yield layer, gradient
-        gradient = backward(child, layer, _stream(child, layer), gradient)
+        if layer:
+            gradient = backward(child, layer, _stream(child, layer), gradient)
 
 
 def _score_layer(
