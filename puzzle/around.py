@@ -72,11 +72,14 @@ def around(
 
 
 def _sweep_up(child: Child, inputs: str) -> None:
-    run, stream = child.library.run, _parent_stream(child, 0)
-    for layer in range(len(child.blocks)):
-        run.save_tensors(records.hidden("scoring", layer, MODEL), {"h": stream}, inputs)
-        stream = forward(child, layer, stream)
-    run.save_tensors(records.hidden("scoring", len(child.blocks), MODEL), {"h": stream}, inputs)
+    """Write the child's streams on the scoring text where they are missing."""
+    run = child.library.run
+    names = [records.hidden("scoring", layer, MODEL) for layer in range(len(child.blocks) + 1)]
+    if not run.fresh(names[0], inputs):
+        run.save_tensors(names[0], {"h": _parent_stream(child, 0)}, inputs)
+    for layer, name in enumerate(names[1:]):
+        if not run.fresh(name, inputs):
+            run.save_tensors(name, {"h": forward(child, layer, _stream(child, layer))}, inputs)
 
 
 def _sweep_down(child: Child, samples: int, seed: int) -> Iterator[tuple[int, torch.Tensor]]:

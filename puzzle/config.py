@@ -84,12 +84,12 @@ class Scoring(StrictModel):
 class Choose(StrictModel):
     """How many of the best children by their scores are measured; 1 trusts the scores.
 
-    After the first round the blocks are scored around the best child, and better ones are looked
-    for in its neighborhood.
+    In every round after the first, blocks are scored around the best child so far, and a nearer
+    one is looked for in its neighborhood.
     """
 
     finalists: PositiveInt = 16
-    rounds: PositiveInt = 1
+    rounds: PositiveInt = 2
 
 
 class Evaluate(StrictModel):
