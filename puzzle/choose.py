@@ -4,12 +4,17 @@ The mixed-integer program of Puzzle (arXiv 2411.19146, section 4.3). All costs a
 plus a constant for what lies outside the layers, so at a batch size b every limit is one linear
 row; every b of the workload is bounded, and the best child over all b is kept. Costs enter as
 integers (bytes, nanoseconds rounded up), so a child that the program accepts keeps its limits.
+
+A run of layers may be removed as one, at a loss of its own: an option that spans groups. That it is
+not removed layer by layer instead, at the sum of its layers' losses, is a rule added once an answer
+breaks it, and the program is solved again.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -19,8 +24,9 @@ from puzzle.errors import InfeasibleError, PuzzleError
 from puzzle.hardware.cost import Cost
 from puzzle.hardware.throughput import Prediction
 from puzzle.menu import Choice, Menu
-from puzzle.solver import Problem, solve_any
+from puzzle.solver import Problem, Rules, Solution, Span, solve_any
 from puzzle.solver.problem import Ints
+from puzzle.swap import NOTHING, Blocks, Stretch, removed_runs
 from puzzle.units import show
 
 NS = 1_000_000_000
@@ -53,12 +59,12 @@ def choose(menu: Menu, count: int = 1) -> list[Choice]:
     problems = [_problem(menu, batch, room) for batch, room in rooms.items()]
     found: list[Choice] = []
     while len(found) < count:
-        best, solution = solve_any(problems)
+        problems, best, solution = _solve(menu, problems)
         if solution.picks is None:
             break
-        blocks = [list(options)[pick] for options, pick in zip(menu.losses, solution.picks)]
         proof = {name: getattr(solution, name) for name in ("status", "proof", "gap", "seconds")}
-        found.append(menu.choice(blocks, list(rooms)[best], proof))
+        blocks, removed = _read(menu, problems[best], solution.picks)
+        found.append(menu.choice(blocks, list(rooms)[best], proof, removed))
         problems = [problem.unlike(solution.picks, ALIKE) for problem in problems]
     if not found and solution.status == "infeasible":
         raise InfeasibleError(_why_infeasible(menu))
@@ -80,18 +86,89 @@ def _room(menu: Menu, batch: int) -> dict[str, int]:
     return {name: math.floor(value) - USES[name](outside) for name, value in allowed.items()}
 
 
+def _solve(menu: Menu, problems: list[Problem]) -> tuple[list[Problem], int, Solution]:
+    """The best answer, and the problems with every rule on joint removal that it took."""
+    while True:
+        best, solution = solve_any(problems)
+        if solution.picks is None or not menu.removals:
+            return problems, best, solution
+        blocks, removed = _read(menu, problems[best], solution.picks)
+        piecemeal = [run for run in removed_runs(blocks) if run not in removed]
+        if not piecemeal:
+            return problems, best, solution
+        for run in piecemeal:
+            problems = [_together(problem, menu, run) for problem in problems]
+
+
 def _problem(menu: Menu, batch: int, room: dict[str, int]) -> Problem:
     costs = menu.prices.blocks[batch]
 
     def uses(name: str, options: Iterable[Block]) -> Ints:
         return np.array([USES[name](costs[block]) for block in options])
 
-    return Problem(
+    spans = tuple(
+        Span(
+            start, stop, loss, {name: (stop - start) * USES[name](costs[NOTHING]) for name in room}
+        )
+        for (start, stop), loss in menu.removals.items()
+    )
+    problem = Problem(
         loss=[np.array(list(options.values())) for options in menu.losses],
         cost={name: [uses(name, options) for options in menu.losses] for name in room},
         limit=room,
         names=[[str(block) for block in options] for options in menu.losses],
+        rules=Rules(spans=spans),
     )
+    if menu.region is None:
+        return problem
+    center = menu.region.center
+    changes = [
+        [int(block != kept) for block in options] for options, kept in zip(menu.losses, center)
+    ]
+    spanned = [sum(kept != NOTHING for kept in center[slice(*run)]) for run in menu.removals]
+    return _with_row(problem, "changes", (changes, spanned), menu.region.radius)
+
+
+def _together(problem: Problem, menu: Menu, run: Stretch) -> Problem:
+    """The problem where these layers are not all removed but by one option that spans them all."""
+    start, stop = run
+    layers = [
+        [int(start <= layer < stop and block == NOTHING) for block in options]
+        for layer, options in enumerate(menu.losses)
+    ]
+    spanned = [
+        max(0, min(stop, end) - max(start, begin)) if not begin <= start < stop <= end else 0
+        for begin, end in menu.removals
+    ]
+    return _with_row(
+        problem, f"removal of {start} to {stop - 1}", (layers, spanned), stop - start - 1
+    )
+
+
+def _with_row(
+    problem: Problem, name: str, row: tuple[Sequence[Sequence[int]], Sequence[int]], limit: int
+) -> Problem:
+    """The problem with one more cost: what each option takes of it, each span, and the limit."""
+    options, spanned = row
+    spans = tuple(
+        replace(span, cost={**span.cost, name: cost})
+        for span, cost in zip(problem.rules.spans, spanned)
+    )
+    return replace(
+        problem,
+        cost={**problem.cost, name: [np.array(costs) for costs in options]},
+        limit={**problem.limit, name: limit},
+        rules=replace(problem.rules, spans=spans),
+    )
+
+
+def _read(menu: Menu, problem: Problem, picks: Sequence[int]) -> tuple[Blocks, list[Stretch]]:
+    """The blocks that were picked, and the runs removed as one."""
+    blocks = tuple(
+        NOTHING if pick < 0 else list(options)[pick] for options, pick in zip(menu.losses, picks)
+    )
+    spans = [problem.rules.spans[~pick] for pick in dict.fromkeys(picks) if pick < 0]
+    return blocks, [(span.start, span.stop) for span in spans]
 
 
 def _why_infeasible(menu: Menu) -> str:

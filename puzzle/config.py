@@ -73,6 +73,7 @@ class Space(StrictModel):
         *("linear", "noop"),
     )
     keep: tuple[NonNegativeInt, ...] = ()  # layers that stay as the parent's
+    removal: PositiveInt = 8  # layers in a row that may be removed as one, at most
 
 
 class Tokens(StrictModel):
@@ -94,15 +95,25 @@ class Distill(StrictModel):
 
 
 class Scoring(StrictModel):
-    """Fisher scores: how many sets of labels are drawn from the parent's distribution."""
+    """Fisher scores, from so many sets of labels drawn from the parent's distribution.
+
+    `exact` says which blocks of the best child are scored exactly before it is chosen: `never`,
+    those whose scores are `saturated`, or every one that is `picked`.
+    """
 
     samples: PositiveInt = 8
+    exact: Literal["never", "saturated", "picked"] = "saturated"
 
 
 class Choose(StrictModel):
-    """How many of the best children by their scores are measured; 1 trusts the scores."""
+    """How many of the best children by their scores are measured; 1 trusts the scores.
+
+    In every round after the first, blocks are scored around the best child so far, and a nearer
+    one is looked for in its neighborhood.
+    """
 
     finalists: PositiveInt = 16
+    rounds: PositiveInt = 2
 
 
 class Evaluate(StrictModel):

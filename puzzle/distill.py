@@ -34,7 +34,7 @@ from puzzle.window import Window
 WARMUP = 0.05  # of the steps
 CHECKS = 4  # of the score while a window teaches
 PATIENCE = 2  # checks in a row without a new best, after which a piece is left as it was best
-STATE_BYTES = 16  # of a parameter in training: float32 itself, gradient, two moments
+STATE_BYTES = 24  # of a parameter in training: itself, its gradient, two moments, start and best
 
 
 def distill(

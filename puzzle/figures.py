@@ -116,7 +116,8 @@ def quality(result: Result) -> Picture:
         if len(steps):
             curve.plot(steps.index + 1, steps[name], color=color, label=f"{name} loss")
     curve.set(xlabel="healing step", ylim=(0, None))
-    curve.legend(frameon=False, fontsize=8)
+    if len(steps):
+        curve.legend(frameon=False, fontsize=8)
     return figure
 
 

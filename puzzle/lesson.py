@@ -25,7 +25,7 @@ from puzzle.blocks.moe import expert_contributions
 from puzzle.blocks.refit import NormalEquations, Tokens, token_weights
 from puzzle.blocks.variant import FFN, Block, MoE, NoOp
 from puzzle.export.modeling_puzzle import PuzzleLayer
-from puzzle.fisher import per_token
+from puzzle.fisher import corrected, per_token, relative_change
 from puzzle.modules import Weights, build_layer
 from puzzle.parent import Parent
 from puzzle.run import Run
@@ -129,9 +129,11 @@ class Lesson:
 
     @torch.no_grad()
     def kl(self, module: PuzzleLayer) -> float:
-        """The Fisher score of a piece on the streams that judge: the KL per token it costs."""
+        """The score of a piece on the streams that judge: the KL per token it costs."""
         output = torch.cat([self.output(module, streams) for streams in self.judge.batches()])
-        return float(per_token(self.gradient, output - self.judge.leave).mean())
+        change = output - self.judge.leave
+        fisher = float(per_token(self.gradient, change).mean())
+        return corrected(fisher, relative_change(change, self.judge.leave))
 
     def built(self, piece: Block, weights: Weights) -> PuzzleLayer:
         """A piece as a frozen module."""

@@ -26,7 +26,7 @@ class Library:
     coupled: bool = False
 
     def layer(self, layer: int, block: Block) -> PuzzleLayer:
-        """A layer that holds `block`."""
+        """A layer that holds `block`, frozen."""
         return build_layer(self.parent.config, block, self.weights(layer, block))
 
     def attention(self, layer: int, variant: AttentionVariant) -> PuzzleLayer:
@@ -43,6 +43,15 @@ class Library:
             return self._trained(layer, block)
         attention = self._half_weights(layer, Block(block.attention, NoOp()))
         return attention | self._half_weights(layer, Block(NoOp(), block.ffn))
+
+    def sources(self, layer: int, block: Block) -> list[str]:
+        """The records that a block is made of; none for what is the parent's own."""
+        own = self.parent.blocks[layer]
+        if self.coupled and trained_whole(block, own):
+            return [records.piece(layer, block)]
+        halves = Block(block.attention, NoOp()), Block(NoOp(), block.ffn)
+        given = Block(own.attention, NoOp()), Block(NoOp(), own.ffn), Block(NoOp(), NoOp())
+        return [records.piece(layer, half) for half in halves if half not in given]
 
     def _half(self, layer: int, half: Block) -> PuzzleLayer:
         return build_layer(self.parent.config, half, self._half_weights(layer, half))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +13,7 @@ from puzzle.budget import Budget, Limits
 from puzzle.hardware.price import Prices
 from puzzle.hardware.throughput import Prediction, predict
 from puzzle.run import fingerprint
+from puzzle.swap import Blocks, Stretch, Swap
 
 Losses = Sequence[Mapping[Block, float]]  # per layer, the loss of each block it may hold
 
@@ -26,6 +27,7 @@ class Choice:
     prediction: Prediction
     shares: dict[str, float]  # of each limit, how much is used
     proof: dict[str, Any]
+    removed: tuple[Stretch, ...] = ()  # layers taken out together, scored as one
     measured_kl: float | None = None  # on the scoring split, once it has been tried
 
     def architecture(self, parent: str) -> Architecture:
@@ -35,8 +37,12 @@ class Choice:
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Choice:
         """What `as_record` wrote."""
-        blocks = tuple(map(Block.parse, record["blocks"]))
-        return cls(**{**record, "blocks": blocks, "prediction": Prediction(**record["prediction"])})
+        parsed = {
+            "blocks": tuple(map(Block.parse, record["blocks"])),
+            "prediction": Prediction(**record["prediction"]),
+            "removed": tuple(map(tuple, record["removed"])),
+        }
+        return cls(**{**record, **parsed})
 
     def as_record(self) -> dict[str, Any]:
         """The choice as JSON holds it."""
@@ -44,13 +50,28 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Region:
+    """The children that differ from `center` in at most `radius` layers."""
+
+    center: Blocks
+    radius: int
+
+
+@dataclass(frozen=True)
 class Menu:
-    """Per layer the loss of each block it may hold, what blocks cost, and the budget to keep."""
+    """Per layer the loss of each block it may hold, what blocks cost, and the budget to keep.
+
+    `removals` has the loss of taking out runs of two or more layers together, by their layers. A
+    run that is listed is never removed layer by layer at the sum of its layers' losses, nor is a
+    run longer than all that are listed.
+    """
 
     losses: Losses
     prices: Prices
     budget: Budget
     parent: Prediction  # what the parent comes to under the same workload
+    removals: Mapping[Stretch, float] = field(default_factory=dict)
+    region: Region | None = None  # None: anywhere
 
     @cached_property
     def limits(self) -> Limits:
@@ -60,14 +81,37 @@ class Menu:
     def digest(self) -> str:
         """Identifies all of it by a hash."""
         losses = [{str(block): loss for block, loss in layer.items()} for layer in self.losses]
-        return fingerprint(losses, self.prices.rows(), self.budget.model_dump(mode="json"))
+        prices, budget = self.prices.rows(), self.budget.model_dump(mode="json")
+        removals, region = sorted(self.removals.items()), str(self.region)
+        return fingerprint(losses, prices, budget, removals, region)
+
+    def with_losses(self, known: Mapping[Swap, float]) -> Menu:
+        """The menu with these losses of single blocks and of runs in place of its own."""
+        losses = [dict(layer) for layer in self.losses]
+        removals = dict(self.removals)
+        for swap, loss in known.items():
+            if len(swap.blocks) > 1:
+                removals[swap.run] = loss
+            else:
+                losses[swap.layer][swap.blocks[0]] = loss
+        return replace(self, losses=losses, removals=removals)
 
     def serve(self, blocks: Sequence[Block], batch: int) -> Prediction:
         """What a child of these blocks comes to at this batch."""
         return predict(self.prices.total(blocks, batch), self.budget.workload, batch)
 
-    def choice(self, blocks: Sequence[Block], batch: int, proof: dict[str, Any]) -> Choice:
-        """These blocks as a choice."""
-        loss = sum(options[block] for options, block in zip(self.losses, blocks))
+    def choice(
+        self,
+        blocks: Sequence[Block],
+        batch: int,
+        proof: dict[str, Any],
+        removed: Sequence[Stretch] = (),
+    ) -> Choice:
+        """These blocks as a choice; layers `removed` together count as one."""
+        inside = {layer for run in removed for layer in range(*run)}
+        alone = [layer for layer in range(len(blocks)) if layer not in inside]
+        loss = sum(self.losses[layer][blocks[layer]] for layer in alone)
+        loss += sum(self.removals[run] for run in removed)
         prediction = self.serve(blocks, batch)
-        return Choice(tuple(blocks), loss, prediction, self.limits.shares(prediction), proof)
+        shares = self.limits.shares(prediction)
+        return Choice(tuple(blocks), loss, prediction, shares, proof, tuple(removed))

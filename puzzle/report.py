@@ -26,6 +26,7 @@ def write_report(result: Result) -> Path:
         budget_use=result.plot_budget().svg(),
         quality=result.plot_quality().svg(),
         throughput=result.plot_throughput().svg(),
+        finalists=_finalists(result),
         timings=_timings(result),
         provenance=html.escape((result.run.folder / "provenance.json").read_text()),
         config=html.escape((result.run.folder / "config.yaml").read_text()),
@@ -83,6 +84,11 @@ def _markdown(result: Result) -> str:
     rows = [["", *table.columns], ["---"] * (1 + len(table.columns))]
     rows += [[str(name), *map(str, values)] for name, values in table.iterrows()]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _finalists(result: Result) -> str:
+    table = result.finalists[["loss", "measured_kl"]].set_axis(["predicted", "measured"], axis=1)
+    return table.round(4).to_html(border=0, classes="numbers")
 
 
 def _timings(result: Result) -> str:

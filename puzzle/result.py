@@ -8,6 +8,7 @@ result.plot_scores()
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,7 +95,11 @@ class Result:
 
     @cached_property
     def scores(self) -> pd.DataFrame:
-        """One row a layer and block: loss (KL per token), std_error, change; which is chosen."""
+        """One row a layer and block: its score, its exact loss where known; which is chosen.
+
+        `loss` is the KL per token it is thought to cost, `std_error` that over sequences, `change`
+        how much it moves the stream, squared and relative; `exact` is NaN where none was needed.
+        """
         chosen = set(enumerate(map(str, self.architecture.blocks)))
         rows = [
             {
@@ -103,12 +108,22 @@ class Result:
                 "attention": str(Block.parse(text).attention),
                 "ffn": str(Block.parse(text).ffn),
                 **score,
+                "exact": self._exact(layer, Block.parse(text)),
                 "chosen": (layer, text) in chosen,
             }
             for layer in range(len(self.architecture.blocks))
             for text, score in self.run.load(records.scores(layer)).items()
         ]
         return pd.DataFrame(rows)
+
+    def _exact(self, layer: int, block: Block) -> float:
+        name = records.exact(layer, [block])
+        known = name in self._exact_names
+        return float(self.run.load(name)["kl"]["mean"]) if known else math.nan
+
+    @cached_property
+    def _exact_names(self) -> set[str]:
+        return set(self.run.names(records.exact_pattern()))
 
     @cached_property
     def library(self) -> pd.DataFrame:
@@ -184,7 +199,22 @@ class Result:
             f"Of {len(self.finalists)} finalists by integer programming ({proof['status']}, proof: "
             f"{proof['proof']}) the child is nearest to the parent: its scores sum to a KL of "
             f"{self.predicted_kl:.3f}, measured {child['measured_kl']:.3f}"
-            + (f", on the evaluation text {measured:.3f}." if measured else ".")
+            + (f", mended and on the evaluation text {measured:.3f}." if measured else ".")
+            + self._warning()
+        )
+
+    def _warning(self) -> str:
+        """A sentence where chosen blocks have scores that cannot be trusted."""
+        from puzzle.score import SATURATED
+
+        rows = self.scores
+        doubtful = rows[rows["chosen"] & rows["exact"].isna() & (rows["change"] > SATURATED)]
+        if doubtful.empty:
+            return ""
+        layers = ", ".join(str(layer) for layer in doubtful["layer"])
+        return (
+            f" The blocks chosen in layers {layers} change the stream by more than a second-order "
+            "score can tell: trust the measured KL."
         )
 
     def summary(self) -> str:

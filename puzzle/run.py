@@ -84,7 +84,11 @@ class Run:
 
     def fresh(self, name: str, *inputs: str) -> bool:
         """True when the record exists and was made from these inputs (any of several)."""
-        return self._header(name).get("fingerprint") in inputs
+        return self.fingerprint_of(name) in inputs
+
+    def fingerprint_of(self, name: str) -> str | None:
+        """What identifies the inputs a record was made from; None where there is no record."""
+        return self._header(name).get("fingerprint")
 
     def names(self, pattern: str) -> list[str]:
         """Names of the records that match a glob, sorted."""

@@ -2,12 +2,14 @@
 
 1. Trace    the parent's residual streams and Fisher gradients, one layer in memory at a time.
 2. Distill  every variant of every layer on its own, from those streams: the block library.
-3. Score    every composed block: the KL it would cost to put it into the parent.
-4. Choose   one block per layer, the least summed score within the budget, by integer programming;
-            the best few are measured, and the nearest to the parent is the child.
-5. Heal     the assembled child by global knowledge distillation from the parent.
-6. Evaluate the parent, the uniform child and the child, before and after healing.
-7. Export   the child as a checkpoint that engines load, and write the report.
+3. Score    every composed block, and every run of layers removed: the KL it would cost.
+4. Choose   one block per layer, the least summed score within the budget, by integer programming,
+            again with exact scores where picked blocks are in doubt; the best few are measured,
+            and the nearest to the parent is the child, or one still nearer around it.
+5. Mend     the assembled child: its last matrices are refit on its own stream, layer by layer.
+6. Heal     it by global knowledge distillation from the parent.
+7. Evaluate the parent, the uniform child and the child, before and after healing.
+8. Export   the child as a checkpoint that engines load, and write the report.
 
 Every step writes records into the run directory and skips those that are there: running the same
 command again does what is missing, and another budget re-solves in seconds.
@@ -16,7 +18,7 @@ command again does what is missing, and another budget re-solves in seconds.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,18 +41,21 @@ from puzzle.hardware.price import cost_source, price
 from puzzle.hardware.throughput import reference_of
 from puzzle.heal import Course, heal
 from puzzle.library import Library
+from puzzle.mend import mend
 from puzzle.menu import Choice, Losses, Menu
 from puzzle.parent import Parent, open_parent
 from puzzle.provenance import provenance
 from puzzle.ranks import here
 from puzzle.report import model_card, write_report
 from puzzle.result import Result
+from puzzle.rounds import further
 from puzzle.run import CONFIG, Run, fingerprint
-from puzzle.score import losses, score
+from puzzle.score import Scores, score, scores
+from puzzle.settle import settle
 from puzzle.space import layer_blocks, pieces
 from puzzle.trace import trace, trace_print
 from puzzle.trial import trial
-from puzzle.window import windows
+from puzzle.window import Window, windows
 
 Blocks = Sequence[Sequence[Block]]  # per layer, those it may hold
 
@@ -93,10 +98,10 @@ def solve(out: str | Path, budget: str) -> Result:
     with run.locked():
         parent = open_parent(config.model, config.dtype)
         space = layer_blocks(parent.blocks, config.space, config.target)
-        menu = _menu(parent, losses(run, space), load_budget(budget), config.costs)
-        library = Library(run, parent, config.distill.coupled)
-        _choose(library, menu, config.choose.finalists)
-        return Result(run, menu.budget.name)
+        found, asked = scores(run, space), load_budget(budget)
+        menu = _menu(parent, found.losses, asked, config.costs)
+        _choose(Library(run, parent, config.distill.coupled), menu, found, config)
+        return Result(run, asked.name)
 
 
 def _search(run: Run, config: Config) -> Result:
@@ -114,48 +119,64 @@ def _search(run: Run, config: Config) -> Result:
     if here().leads:
         run.write_text(CONFIG, config.to_yaml())
         run.write_text("provenance.json", provenance(parent, texts))
-    made = make_library(run, parent, space, texts, config)
+    made, window = make_library(run, parent, space, texts, config)
     library = Library(run, parent, config.distill.coupled)
     with run.stage("scores"):
-        score(run, library, space, made)
+        score(run, library, space, config.space.removal, made)
         here().barrier()
     if here().leads:
-        _make_child(library, space, texts, config, made)
+        _make_child(library, space, texts, config, made=made, window=window)
     here().barrier()
     return Result(run, budget.name)
 
 
 def make_library(
     run: Run, parent: Parent, space: Blocks, texts: dict[str, torch.Tensor], config: Config
-) -> str:
-    """Trace and distill, a window of the calibration text at a time; every rank its own layers."""
+) -> tuple[str, Window]:
+    """Trace and distill, a window of the calibration text at a time; every rank its own layers.
+
+    Returns the fingerprint of the library and the last window, whose streams stay.
+    """
     wanted = pieces(space, parent.blocks, coupled=config.distill.coupled)
     draws = {"samples": config.score.samples, "seed": config.seed}
     traced = trace_print(parent, texts["scoring"], **draws)
     for window in windows(texts, parent, config, traced):
-        parts = window.parts if behind(run, wanted, config.distill, window) else {}
+        parts = window.parts
+        if not window.last and not behind(run, wanted, config.distill, window):
+            parts = {}
         with run.stage("trace"):
             trace(run, parent, {"scoring": texts["scoring"], **parts}, **draws)
             here().barrier()
         with run.stage("library"):
             made = distill(run, parent, wanted, config.distill, window)
             here().barrier()
-        if window.count > 1 and here().leads:
+        if not window.last and here().leads:
             run.forget(*map(records.traced, window.parts))
-    return made
+    return made, window
 
 
 def _make_child(
-    library: Library, space: Blocks, texts: dict[str, torch.Tensor], config: Config, made: str
+    library: Library,
+    space: Blocks,
+    texts: dict[str, torch.Tensor],
+    config: Config,
+    *,
+    made: str,
+    window: Window,
 ) -> None:
-    """Choose, heal, evaluate and export the child of a scored library."""
+    """Choose, mend, heal, evaluate and export the child of a scored library."""
     run, parent, budget = library.run, library.parent, load_budget(config.budget)
     with run.stage("choose"):
-        menu = _menu(parent, losses(run, space), budget, config.costs)
-        choice, plain = _choose(library, menu, config.choose.finalists)
+        found = scores(run, space)
+        menu = _menu(parent, found.losses, budget, config.costs)
+        choice, plain = _choose(library, menu, found, config)
+    with run.stage("mend"):
+        mended = partial(_mended, library, window, fingerprint("mend", made))
+        child = mended(choice, records.child(budget.name, "child"))
+        rival = plain and mended(plain, records.child(budget.name, "uniform"))
     with run.stage("heal"):
-        teacher, child = assemble(library, parent.blocks), assemble(library, choice.blocks)
-        inputs = fingerprint(made, choice.as_record()["blocks"], config.heal.model_dump())
+        teacher = assemble(library, parent.blocks)
+        inputs = fingerprint("mended", made, choice.as_record()["blocks"], config.heal.model_dump())
         course = Course(run, budget.name, inputs)
         healed = heal(course, child, teacher, texts["calibration"], config.heal)
     with run.stage("evaluate"):
@@ -174,8 +195,8 @@ def _make_child(
             run.remember(name, asked, lambda: asdict(examine(model())))
 
         judge("parent", lambda: teacher)
-        if plain:
-            judge("uniform", lambda: assemble(library, plain.blocks))
+        if rival:
+            judge("uniform", lambda: rival)
         judge("child", lambda: child)
         judge("healed", lambda: from_weights(library, choice.blocks, healed))
     with run.stage("export"):
@@ -187,6 +208,15 @@ def _make_child(
             run.save(records.exported(budget.name), choice.as_record(), asked)
     with run.stage("report"):
         write_report(result)
+
+
+def _mended(
+    library: Library, window: Window, inputs: str, choice: Choice, name: str
+) -> PuzzleForCausalLM:
+    """The assembled and mended child of a choice."""
+    inputs = fingerprint(inputs, choice.as_record()["blocks"])
+    weights = mend(library, choice.blocks, list(window.parts), name=name, inputs=inputs)
+    return from_weights(library, choice.blocks, weights)
 
 
 def _menu(parent: Parent, losses: Losses, budget: Budget, costs: str) -> Menu:
@@ -204,14 +234,22 @@ def _require_feasible(
     choose(_menu(parent, [dict.fromkeys(blocks, 0.0) for blocks in space], budget, costs))
 
 
-def _choose(library: Library, menu: Menu, count: int) -> tuple[Choice, Choice | None]:
+def _choose(
+    library: Library, menu: Menu, found: Scores, config: Config
+) -> tuple[Choice, Choice | None]:
     """The child, and the uniform child it must beat: of the best by scores, the best measured."""
     run, parent, budget = library.run, library.parent, menu.budget
+    count = config.choose.finalists
+    removals = {layers: score.loss for layers, score in found.removals.items()}
+    menu = replace(menu, removals=removals)
 
     def record() -> dict[str, Any]:
         own = {"blocks": [str(block) for block in parent.blocks], "prediction": asdict(menu.parent)}
-        finalists = [choice.as_record() for choice in trial(library, choose(menu, count))]
-        plain = [choice.as_record() for choice in trial(library, uniform(menu)[:count])]
+        settled, evaluations = settle(library, menu, found, config.score.exact)
+        first = trial(library, choose(settled, count))
+        later = further(library, settled, first[0], config.choose.rounds, config.score)
+        finalists = [choice.as_record() for choice in (*reversed(later), *first)]
+        plain = [choice.as_record() for choice in trial(library, uniform(settled)[:count])]
         return {
             "budget": budget.model_dump(mode="json"),
             "models": {
@@ -220,9 +258,12 @@ def _choose(library: Library, menu: Menu, count: int) -> tuple[Choice, Choice | 
                 "child": finalists[0],
             },
             "finalists": finalists,
+            "exact_evaluations": evaluations,
         }
 
-    inputs = fingerprint("solution", menu.digest(), count)
+    inputs = fingerprint(
+        "solution", menu.digest(), config.choose.model_dump(), config.score.model_dump()
+    )
     models = run.remember(records.solution(budget.name), inputs, record)["models"]
     choice = Choice.from_record(models["child"])
     costs = records.costs(budget.hardware, budget.name)

@@ -37,10 +37,11 @@ def progress(run: Run) -> dict[str, tuple[int, int]]:
     budget = load_budget(config.budget).name
     models = ("parent", "uniform", "child", "healed")
     return {
-        "trace": (len(run.names("trace/parent/scoring/*")), 2 * layers + 1),
+        "trace": (len(run.names("trace/parent/scoring/*")), 2 * layers + 2),
         "library": (len(run.names("library/*")), sum(map(len, wanted))),
-        "scores": (len(run.names("scores/*")), layers),
+        "scores": (len(run.names("scores/*")), layers + 1),
         "choose": (len(run.names(f"{records.solution(budget)}.json")), 1),
+        "mend": (len(run.names(f"{records.child(budget, 'child')}.L*")), layers),
         "heal": (len(run.names(f"{records.child(budget, 'healed')}.*")), 1),
         "evaluate": (len(run.names(f"{records.evaluation(budget, '*')}.json")), len(models)),
         "export": (len(run.names(f"{records.exported(budget)}.json")), 1),

@@ -1,9 +1,9 @@
 """Windows: as much of the calibration text as may have its streams on disk at a time.
 
 Streams are large: hidden size x bytes for every token, at every layer. Without a ceiling there is
-one window, and its streams are kept for a later search; under one, each window is traced, taught
-from, and deleted. A window comes in parts, so that ranks that own different layers can work on
-different parts at the same time.
+one window; under one, each window is traced, taught from, and deleted. The streams of the last
+stay, for mending the child and for a later search. A window comes in parts, so that ranks that own
+different layers can work on different parts at the same time.
 
 Legend: S sequences, T tokens of one.
 """
@@ -20,11 +20,13 @@ from puzzle.corpus import digest
 from puzzle.errors import PuzzleError
 from puzzle.parent import Parent
 from puzzle.run import fingerprint
+from puzzle.shape import Shape
 from puzzle.units import show
 
 PART_TOKENS = 16_384
 STREAMS = 6  # of a window in memory while a layer is taught: three, and room to join parts
-SHARE = 0.25  # of the memory is for streams, twice as much for training, the rest for the rest
+SHARE = 0.25  # of the memory is for streams
+PROCESS_BYTES = 640 * 2**20  # of a process that has only imported what it needs
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,11 @@ class Window:
     parts: dict[str, torch.Tensor]
     inputs: str
     room_bytes: float = math.inf
+
+    @property
+    def last(self) -> bool:
+        """Whether no other follows; its streams stay, for mending and for another search."""
+        return self.index == self.count - 1
 
     def share(self, steps: int) -> range:
         """Which of all training steps are this window's."""
@@ -72,13 +79,23 @@ def windows(
     count = math.ceil(len(tokens) / fits)
     inputs = fingerprint(traced, digest(tokens), count)
     size = max(1, PART_TOKENS // tokens.shape[1])
+    room_bytes = max(0.0, memory * (1 - SHARE) - _taken(parent.shape, config.distill.batch_tokens))
 
     def window(index: int, sequences: torch.Tensor) -> Window:
         name = f"calibration/w{index:03}.p"
         parts = {f"{name}{part:03}": ids for part, ids in enumerate(sequences.split(size))}
-        return Window(index, count, parts, inputs, memory * 2 * SHARE)
+        return Window(index, count, parts, inputs, room_bytes)
 
     return [window(index, part) for index, part in enumerate(tokens.tensor_split(count))]
+
+
+def _taken(shape: Shape, batch_tokens: int) -> float:
+    """Memory beside streams and training: the process, a layer, its equations, activations."""
+    halves = (half for block in shape.blocks for half in (block.attention, block.ffn))
+    widest = max(matrix.size_in for half in halves for matrix in half.matrices(shape))
+    layer = 4 * max(map(shape.block_params, shape.blocks))
+    equations, activations = 8 * widest**2, 4 * batch_tokens * widest
+    return PROCESS_BYTES + 2 * layer + 2 * equations + 8 * activations
 
 
 def _fitting(what: str, room: float, each: int) -> float:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
+import math
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -14,8 +18,9 @@ from puzzle.choose import choose
 from puzzle.errors import InfeasibleError
 from puzzle.hardware.price import price
 from puzzle.hardware.throughput import reference_of
-from puzzle.menu import Menu
+from puzzle.menu import Choice, Menu, Region
 from puzzle.shape import Shape
+from puzzle.swap import Swap, removal, removed_runs
 from puzzle.units import show
 
 SHAPE = Shape.from_config(
@@ -145,3 +150,79 @@ def test_finalists_are_in_order_differ_and_all_keep_the_budget() -> None:
 def test_there_may_be_fewer_finalists_than_asked_for() -> None:
     few = choose(menu(limits={"params": "0.35x"}), 100)
     assert 1 < len(few) < 50
+
+
+NOTHING = Block.parse("noop+noop")
+
+
+def menu_with_removals(seed: int, **rows: object) -> Menu:
+    """The same, where every layer may be empty and runs of up to three have losses of their own."""
+    asked, draw = menu(seed, **rows), random.Random(seed)
+    losses = [{**options, NOTHING: draw.random()} for options in asked.losses]
+    runs = [(start, stop) for start in range(4) for stop in range(start + 2, min(start + 4, 5))]
+    removals = {run: draw.random() * (run[1] - run[0]) for run in runs}
+    prices = price(SHAPE, "llama", [[*BLOCKS, NOTHING]] * 4, asked.budget)
+    return Menu(losses, prices, asked.budget, asked.parent, removals)
+
+
+def judged(menu: Menu, blocks: Sequence[Block]) -> float:
+    """The loss of a child whose runs of empty layers count jointly; infinite for one too long."""
+    runs = list(removed_runs(blocks))
+    inside = {layer for run in runs for layer in range(*run)}
+    singles = [menu.losses[layer][blocks[layer]] for layer in range(4) if layer not in inside]
+    return sum(singles) + sum(menu.removals.get(run, math.inf) for run in runs)
+
+
+def allowed(menu: Menu, blocks: Sequence[Block]) -> bool:
+    return any(menu.limits.allow(menu.serve(blocks, batch)) for batch in menu.prices.blocks)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("params", ["0.75x", "0.5x", "0.35x"])
+def test_runs_are_removed_at_their_joint_loss_and_never_piecemeal(seed: int, params: str) -> None:
+    asked = menu_with_removals(seed, limits={"params": params})
+    found = choose(asked, 3)
+    for choice in found:
+        assert choice.loss == pytest.approx(judged(asked, choice.blocks))
+        assert sorted(choice.removed) == sorted(removed_runs(choice.blocks))
+        assert Choice.from_record(json.loads(json.dumps(choice.as_record()))) == choice
+    children = itertools.product([*BLOCKS, NOTHING], repeat=4)
+    best = min(judged(asked, child) for child in children if allowed(asked, child))
+    assert found[0].loss == pytest.approx(best)
+
+
+@pytest.mark.parametrize("radius", [0, 1, 2])
+def test_inside_a_region_few_layers_change(radius: int) -> None:
+    asked = menu_with_removals(0, limits={"params": "0.5x"})
+    center = choose(asked)[0].blocks
+    around = {
+        layer: {
+            block: (loss if block != center[layer] else 0.0) - 0.5 for block, loss in each.items()
+        }
+        for layer, each in enumerate(asked.losses)
+    }
+    near = replace(asked, losses=list(around.values()), region=Region(center, radius))
+    found = choose(near)[0]
+
+    def distance(child: Sequence[Block]) -> int:
+        return sum(block != kept for block, kept in zip(child, center))
+
+    children = itertools.product([*BLOCKS, NOTHING], repeat=4)
+    inside = [c for c in children if allowed(near, c) and distance(c) <= radius]
+    assert distance(found.blocks) <= radius
+    assert found.loss == pytest.approx(min(judged(near, child) for child in inside))
+
+
+def test_exact_losses_take_the_place_of_others() -> None:
+    asked = menu_with_removals(0, limits={"params": "0.5x"})
+    single, run = Swap(1, (BLOCKS[1],)), removal(0, 2)
+    known = asked.with_losses({single: 5.0, run: 7.0})
+    assert known.losses[1][BLOCKS[1]] == 5.0
+    assert known.removals[0, 2] == 7.0
+    assert known.digest() != asked.digest()
+    untouched = [
+        (layer, block) for layer in range(4) for block in BLOCKS if (layer, block) != (1, BLOCKS[1])
+    ]
+    assert all(
+        known.losses[layer][block] == asked.losses[layer][block] for layer, block in untouched
+    )

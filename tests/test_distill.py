@@ -16,6 +16,7 @@ from puzzle.blocks.refit import RIDGE, NormalEquations, token_weights
 from puzzle.blocks.variant import FFN, Block, NoOp
 from puzzle.config import Distill
 from puzzle.distill import Pupil, begin, distill, train
+from puzzle.fisher import per_token
 from puzzle.lesson import Lesson
 from puzzle.library import Library
 from puzzle.modules import Weights, build_layer
@@ -137,7 +138,10 @@ def test_fisher_ranks_channels_by_what_removing_each_costs(lesson: Lesson) -> No
     def without(channel: int) -> float:
         down = whole["mlp.down_proj.weight"].clone()
         down[:, channel] = 0
-        return lesson.kl(lesson.built(own, whole | {"mlp.down_proj.weight": down}))
+        module = lesson.built(own, whole | {"mlp.down_proj.weight": down})
+        with torch.no_grad():
+            change = lesson.output(module, lesson.judge) - lesson.judge.leave
+        return float(per_token(lesson.gradient, change).mean())
 
     costs = [without(int(channel)) for channel in lesson.channels["fisher"]]
     assert costs == sorted(costs, reverse=True)

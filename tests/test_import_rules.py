@@ -23,6 +23,7 @@ STAGES = {
         "choose",
         "trial",
         "assemble",
+        "mend",
         "heal",
         "evaluate",
         "report",

@@ -11,9 +11,11 @@ from torch.func import jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from puzzle import records
-from puzzle.fisher import per_sequence, per_token
+from puzzle.blocks.variant import Block
+from puzzle.fisher import corrected, per_sequence, per_token
 from puzzle.parent import Parent
 from puzzle.run import Run
+from puzzle.score import removable, scored
 from puzzle.trace import trace
 
 SAMPLES = 1500
@@ -110,3 +112,34 @@ def test_the_per_token_form_agrees_at_the_last_layer_only(setting: tuple[Run, Pa
 
     assert ratio(3) == pytest.approx(1, abs=0.05)
     assert abs(ratio(1) - 1) > 0.05
+
+
+def test_a_score_is_corrected_by_how_much_the_stream_changes(setting: tuple[Run, Parent]) -> None:
+    run, _ = setting
+    hidden, gradient, change = changes(run, 2)
+    small, large = (scored(gradient, factor * change, hidden) for factor in (1, 3))
+    assert large["fisher"] == pytest.approx(9 * small["fisher"], rel=1e-4)
+    assert large["loss"] > 9 * small["loss"]  # the larger the change, the more it is understated
+    assert small["loss"] == pytest.approx(corrected(small["fisher"], small["change"]))
+    assert small["change"] == pytest.approx(
+        float((change.norm(dim=-1) / hidden.norm(dim=-1)).square().mean()), rel=1e-4
+    )
+    assert 0 < small["std_error"] < small["loss"]
+
+
+def test_nothing_changed_costs_nothing(setting: tuple[Run, Parent]) -> None:
+    hidden, gradient, change = changes(setting[0], 2)
+    assert scored(gradient, 0 * change, hidden) == {
+        "loss": 0,
+        "fisher": 0,
+        "std_error": 0,
+        "change": 0,
+    }
+
+
+def test_runs_that_may_be_removed_hold_nothing_in_every_layer() -> None:
+    full, nothing = Block.parse("gqa2+ffn96"), Block.parse("noop+noop")
+    space = [[full], [full, nothing], [full, nothing], [full, nothing], [full]]
+    assert removable(space, 8) == [(1, 3), (1, 4), (2, 4)]
+    assert removable(space, 2) == [(1, 3), (2, 4)]
+    assert removable(space, 1) == []

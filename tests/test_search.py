@@ -19,7 +19,11 @@ from tiny import SETTINGS
 
 import puzzle
 from puzzle import Architecture, InfeasibleError, PuzzleError, open_result, search, solve
+from puzzle.exact import exact
+from puzzle.library import Library
+from puzzle.parent import open_parent
 from puzzle.result import Result
+from puzzle.swap import Swap
 
 HEALED = "children/h100-1gpu/healed.safetensors"
 
@@ -212,3 +216,22 @@ def test_on_the_embedded_parent_the_child_means_something(tmp_path: Path) -> Non
     assert kl["healed"] < kl["child"]
     losses = result.scores[result.scores["loss"] > 0].groupby("layer")["loss"].median()
     assert losses.max() > 1.5 * losses.min()  # layers differ
+
+
+def test_the_result_says_which_scores_are_exact_and_which_are_in_doubt(
+    result: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = open_result(result.run.folder, "h100-1gpu")
+    library = Library(result.run, open_parent(result.architecture.parent))
+    swap = Swap(2, (result.architecture.blocks[2],))
+    known = exact(library, [swap])[swap]["kl"]["mean"]
+    rows = result.scores
+    chosen = rows[rows["chosen"] & (rows["layer"] == 2)]
+    assert list(chosen["exact"]) == [known]
+    assert rows["exact"].isna().any()
+    monkeypatch.setattr("puzzle.score.SATURATED", 1e9)
+    assert "second-order" not in result.reason()
+    monkeypatch.setattr("puzzle.score.SATURATED", 0.0)
+    assert "second-order score can tell" in result.reason()
+    assert f"{result.predicted_kl:.3f}, measured" in result.reason()
+    assert "<h2>Prediction</h2>" in result.report.read_text()

@@ -11,7 +11,7 @@ from tiny import SIZES, tiny_model
 from puzzle import records
 from puzzle.parent import Parent
 from puzzle.run import Run
-from puzzle.trace import head_gradients, trace
+from puzzle.trace import draw_labels, head_gradients, trace
 
 SAMPLES = 3
 
@@ -44,7 +44,7 @@ def test_streamed_gradients_equal_autograd_through_the_whole_model(
     hidden = run.load_tensors(records.hidden("scoring", last))["h"]
     probability = parent.head()(hidden).softmax(-1).flatten(0, 1)
     generator = torch.Generator().manual_seed(5)
-    draws = torch.multinomial(probability, SAMPLES, True, generator=generator)
+    draws = draw_labels(probability, SAMPLES, generator)
 
     streams = []
     for layer in model.model.layers:
@@ -88,3 +88,23 @@ def test_label_draws_follow_the_parents_distribution(
     hidden = parent.embed(tokens[:1, :2])
     gradient = head_gradients(parent, hidden, samples=4000, seed=0)
     assert gradient.mean(dim=0).norm() < 0.05 * gradient.norm(dim=-1).mean()
+
+
+def test_labels_are_spread_evenly_and_each_follows_the_distribution() -> None:
+    """Every label comes as often as K p says, give or take one; over many positions, as p says."""
+    generator = torch.Generator().manual_seed(0)
+    p = torch.rand(50, generator=generator).pow(3)
+    p /= p.sum()
+    draws = draw_labels(p.expand(3000, -1), 16, generator)
+    counts = torch.nn.functional.one_hot(draws, 50).sum(dim=1)
+    assert ((counts - 16 * p).abs() <= 1 + 1e-5).all()
+    for k in (0, 15):
+        share = torch.nn.functional.one_hot(draws[:, k], 50).float().mean(dim=0)
+        torch.testing.assert_close(share, p, rtol=0, atol=0.02)
+
+
+def test_labels_of_different_positions_are_independent() -> None:
+    generator = torch.Generator().manual_seed(0)
+    draws = draw_labels(torch.full((20_000, 2), 0.5), 2, generator).float() - 0.5
+    first, second = draws[::2, 0], draws[1::2, 0]
+    assert abs(float((first * second).mean())) < 0.01

@@ -1,0 +1,116 @@
+"""Scores around a child: what another block in one of its layers would change its own KL by.
+
+The target stays the parent p, the point is the child q, so KL(p || q) has a first-order term. With
+d the change a block makes to the child's stream after its layer, g1 the gradient of KL(p || q)
+there and g the Fisher gradients of labels drawn from q, a block scores `g1.d + 1/2 E (g.d)^2` a
+token. It may be negative: the child gets nearer to the parent. The child's own block scores zero.
+
+Legend: K samples, S sequences, T tokens, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from puzzle import records
+from puzzle.blocks.variant import Block
+from puzzle.export.modeling_puzzle import PuzzleLayer
+from puzzle.fisher import per_token
+from puzzle.library import Library
+from puzzle.progress import track
+from puzzle.score import outputs
+from puzzle.swap import Blocks
+from puzzle.trace import backward, forward, head_gradients, kl_gradient
+
+MODEL = "child"  # its trace is that of the last child looked around
+
+
+@dataclass(frozen=True)
+class Child:
+    """A child of library blocks, one layer at a time."""
+
+    library: Library
+    blocks: Blocks
+
+    def layer(self, layer: int) -> PuzzleLayer:
+        """One layer as the child has it."""
+        return self.library.layer(layer, self.blocks[layer])
+
+    def context(self, hidden_BTD: torch.Tensor, window: int | None) -> dict[str, Any]:
+        """What a layer with this window needs beside its input."""
+        return self.library.parent.context(hidden_BTD, window)
+
+    def head(self) -> nn.Sequential:
+        """The parent's, which every child has."""
+        return self.library.parent.head()
+
+
+def around(
+    child: Child, space: Sequence[Sequence[Block]], *, samples: int, seed: int, inputs: str
+) -> tuple[dict[Block, float], ...]:
+    """Per layer, by how much each block would change the child's KL, from records where fresh.
+
+    Args:
+        inputs: fingerprint of the library, the child and the scoring text.
+    """
+    run = child.library.run
+    names = [records.scores_around(layer) for layer in range(len(space))]
+    if not all(run.fresh(name, inputs) for name in names):
+        _sweep_up(child, inputs)
+        sweep = _sweep_down(child, samples, seed)
+        for layer, gradient in track(sweep, "around", len(space)):
+            losses = _score_layer(child, layer, space[layer], gradient)
+            run.save(names[layer], {str(block): loss for block, loss in losses.items()}, inputs)
+    found = [run.load(name) for name in names]
+    return tuple(
+        {block: each[str(block)] for block in blocks} for each, blocks in zip(found, space)
+    )
+
+
+def _sweep_up(child: Child, inputs: str) -> None:
+    """Write the child's streams on the scoring text where they are missing."""
+    run = child.library.run
+    names = [records.hidden("scoring", layer, MODEL) for layer in range(len(child.blocks) + 1)]
+    if not run.fresh(names[0], inputs):
+        run.save_tensors(names[0], {"h": _parent_stream(child, 0)}, inputs)
+    for layer, name in enumerate(names[1:]):
+        if not run.fresh(name, inputs):
+            run.save_tensors(name, {"h": forward(child, layer, _stream(child, layer))}, inputs)
+
+
+def _sweep_down(child: Child, samples: int, seed: int) -> Iterator[tuple[int, torch.Tensor]]:
+    """Each layer, the last one first, with the gradients above it [1 + K, S, T, D], g1 first."""
+    last = len(child.blocks)
+    stream = _stream(child, last)
+    first = kl_gradient(child, stream, _parent_stream(child, last))
+    gradient = torch.cat([first[None], head_gradients(child, stream, samples, seed)])
+    for layer in reversed(range(last)):
+        yield layer, gradient
+        if layer:
+            gradient = backward(child, layer, _stream(child, layer), gradient)
+
+
+def _score_layer(
+    child: Child, layer: int, blocks: Sequence[Block], gradient: torch.Tensor
+) -> dict[Block, float]:
+    enter, leave = _stream(child, layer), _stream(child, layer + 1)
+    first, samples = gradient[0].float(), gradient[1:]
+    found = {}
+    for block, output in outputs(child.library, layer, blocks, enter):
+        change = output - leave
+        slope = (first * change.float()).sum(-1).mean()
+        found[block] = float(slope + per_token(samples, change).mean())
+    return {**found, child.blocks[layer]: 0.0}
+
+
+def _stream(child: Child, layer: int) -> torch.Tensor:
+    return child.library.run.load_tensors(records.hidden("scoring", layer, MODEL))["h"]
+
+
+def _parent_stream(child: Child, layer: int) -> torch.Tensor:
+    return child.library.run.load_tensors(records.hidden("scoring", layer))["h"]

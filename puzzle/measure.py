@@ -1,0 +1,160 @@
+"""Measure: children run for real, all together, and compared with the parent.
+
+A child's stream is the parent's up to the first layer where they differ, so it starts there, from
+the trace. Children travel up side by side: those that begin alike share a stream, every block of a
+layer is loaded once for all streams that pass through it, and what the parent says of a sequence
+is computed once. Children are taken in groups whose streams fit in memory.
+
+Legend: S sequences, T tokens, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from puzzle import records
+from puzzle.blocks.variant import Block
+from puzzle.library import Library
+from puzzle.progress import track
+from puzzle.swap import Blocks
+
+BATCH_TOKENS = 2048  # of one forward pass
+GROUP_BYTES = 2**30  # of the streams that travel together
+Values = dict[str, torch.Tensor]  # metric -> its mean over the tokens of each sequence [S]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One sequence: its tokens [T], and the parent's log-probabilities of the next [T, V]."""
+
+    tokens: torch.Tensor
+    log_p: torch.Tensor
+
+    @cached_property
+    def p(self) -> torch.Tensor:
+        """The parent's probabilities [T, V]."""
+        return self.log_p.exp()
+
+    @cached_property
+    def negentropy(self) -> torch.Tensor:
+        """`sum p log p` [T]."""
+        return torch.einsum("tv,tv->t", self.p, self.log_p)
+
+    @cached_property
+    def favorite(self) -> torch.Tensor:
+        """The parent's likeliest next tokens [T]."""
+        return self.log_p.argmax(dim=-1)
+
+
+# The reference and a child's log-probabilities [T, V] -> a value for each token, [T] or fewer.
+Metric = Callable[[Reference, torch.Tensor], torch.Tensor]
+
+
+def kl(reference: Reference, log_q: torch.Tensor) -> torch.Tensor:
+    """KL(parent || child), in nats."""
+    return reference.negentropy - torch.einsum("tv,tv->t", reference.p, log_q)
+
+
+def lm_loss(reference: Reference, log_q: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood of the text's own next token, in nats."""
+    return -log_q[:-1].gather(-1, reference.tokens[1:, None]).squeeze(-1)
+
+
+def agreement(reference: Reference, log_q: torch.Tensor) -> torch.Tensor:
+    """1 where parent and child prefer the same next token."""
+    return (reference.favorite == log_q.argmax(dim=-1)).float()
+
+
+METRICS: Mapping[str, Metric] = {"kl": kl, "lm_loss": lm_loss, "agreement": agreement}
+
+
+@torch.no_grad()
+def measure(
+    library: Library,
+    children: Sequence[Blocks],
+    metrics: Mapping[str, Metric] = METRICS,
+    split: str = "scoring",
+) -> Iterator[tuple[Blocks, Values]]:
+    """Each distinct child with what it is worth on a traced split, as its group is done.
+
+    Args:
+        metrics: name -> a function of the reference and the child's log-probabilities.
+    """
+    own = library.parent.blocks
+    waiting = sorted(dict.fromkeys(children), key=lambda child: _start(own, child))
+    enter = _traced(library, split, 0)
+    size = max(1, GROUP_BYTES // (enter.numel() * enter.element_size()))
+    for first in range(0, len(waiting), size):
+        group = waiting[first : first + size]
+        streams = _carry(library, group, split)
+        found = _compare(library, [streams[child] for child in group], metrics, split)
+        yield from zip(group, found)
+
+
+def _start(own: Blocks, child: Blocks) -> int:
+    """The first layer where a child differs from the parent; the number of layers if none."""
+    return next(
+        (layer for layer, pair in enumerate(zip(own, child)) if pair[0] != pair[1]), len(own)
+    )
+
+
+def _carry(library: Library, children: Sequence[Blocks], split: str) -> dict[Blocks, torch.Tensor]:
+    """The stream [S, T, D] each child leaves the last layer with."""
+    own, layers = library.parent.blocks, len(library.parent.blocks)
+    first = min(_start(own, child) for child in children)
+    streams: dict[Blocks, torch.Tensor] = {own[:first]: _traced(library, split, first)}
+    for layer in track(range(first, layers), "measure"):
+        passing: dict[Block, list[Blocks]] = {}
+        for prefix in dict.fromkeys(child[: layer + 1] for child in children):
+            if prefix != own[: layer + 1]:
+                passing.setdefault(prefix[-1], []).append(prefix)
+        above = {
+            prefix: output
+            for block, prefixes in passing.items()
+            for prefix, output in zip(
+                prefixes, _forward(library, layer, block, [streams[p[:-1]] for p in prefixes])
+            )
+        }
+        streams = above | {own[: layer + 1]: _traced(library, split, layer + 1)}
+    return streams
+
+
+def _traced(library: Library, split: str, layer: int) -> torch.Tensor:
+    return library.run.load_tensors(records.hidden(split, layer))["h"]
+
+
+def _forward(
+    library: Library, layer: int, block: Block, streams: Sequence[torch.Tensor]
+) -> Iterator[torch.Tensor]:
+    """What one block makes of each of these streams [S, T, D]."""
+    module = library.layer(layer, block)
+    context = library.parent.context(streams[0][:1], module.window)
+    size = max(1, BATCH_TOKENS // streams[0].shape[1])
+    for stream in streams:
+        yield torch.cat([module(batch, **context) for batch in stream.split(size)])
+
+
+def _compare(
+    library: Library, streams: Sequence[torch.Tensor], metrics: Mapping[str, Metric], split: str
+) -> list[Values]:
+    """The metrics of each stream that leaves the last layer [S, T, D]."""
+    head = library.parent.head()
+    tokens_ST = library.run.load_tensors(records.tokens(split))["tokens"]
+    leave_STD = _traced(library, split, len(library.parent.blocks))
+    rows: list[dict[str, list[torch.Tensor]]] = [{name: [] for name in metrics} for _ in streams]
+    for sequence in track(range(len(leave_STD)), "compare"):
+        reference = Reference(tokens_ST[sequence], _log_probabilities(head, leave_STD[sequence]))
+        for row, stream_STD in zip(rows, streams):
+            log_q = _log_probabilities(head, stream_STD[sequence])
+            for name, metric in metrics.items():
+                row[name].append(metric(reference, log_q).mean())
+    return [{name: torch.stack(values) for name, values in row.items()} for row in rows]
+
+
+def _log_probabilities(head: nn.Module, stream_TD: torch.Tensor) -> torch.Tensor:
+    return head(stream_TD).float().log_softmax(dim=-1)

@@ -1,0 +1,127 @@
+"""A mended child: nearer to the parent on its own stream, kept only where held-out text agrees."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from puzzle import mend as module
+from puzzle import records
+from puzzle.assemble import assemble, from_weights, gather
+from puzzle.blocks.variant import Block
+from puzzle.library import Library
+from puzzle.mend import Aim, mend, refit
+from puzzle.parent import open_parent
+from puzzle.result import Result
+from puzzle.run import Run
+
+SPLITS = ["calibration/w000.p000"]  # of the finished search
+BLOCKS = tuple(map(Block.parse, ("gqa1+ffn256", "noop+ffn512", "gqa2+noop")))
+
+
+@pytest.fixture(scope="module")
+def library(result: Result) -> Library:
+    return Library(result.run, open_parent(result.architecture.parent))
+
+
+class Affine(nn.Module):
+    """A half of one matrix with a bias, named as attention's last one is."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.o_proj = nn.Linear(features, features)
+        self.requires_grad_(False)
+
+    def forward(self, stream: torch.Tensor) -> torch.Tensor:
+        return stream + self.o_proj(stream.tanh())
+
+
+def aim(half: nn.Module, noise: float = 0.0) -> Aim:
+    """Streams that another matrix would leave; token weights differ."""
+    draw = torch.Generator().manual_seed(0)
+    enter = torch.randn(16, 40, 6, generator=draw)
+    other = half.o_proj.weight + torch.randn(6, 6, generator=draw)
+    leave = enter + nn.functional.linear(enter.tanh(), other, half.o_proj.bias)
+    leave += noise * torch.randn(leave.shape, generator=draw)
+    return Aim(enter, leave, torch.rand(16, 40, generator=draw))
+
+
+def test_a_half_that_can_reach_the_aim_reaches_it() -> None:
+    half = Affine(6)
+    wanted = aim(half)
+    before = wanted.error(half)
+    refit(half, half, wanted)
+    assert wanted.error(half) < 1e-4 * before
+
+
+def test_a_solution_that_held_out_sequences_refuse_is_not_kept() -> None:
+    half = Affine(6)
+    wanted = aim(half)
+    start = half.o_proj.weight.clone()
+    leave = wanted.leave.clone()
+    leave[-2:] = half(wanted.enter)[-2:]  # two of sixteen judge
+    refit(half, half, Aim(wanted.enter, leave, wanted.weight))
+    assert torch.equal(half.o_proj.weight, start)
+
+
+def test_a_mended_child_makes_good_what_is_wrong_with_its_blocks(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All last matrices are halved; on text that did not teach, the stream is mostly repaired."""
+    layer_of = Library.layer
+
+    def damaged(self: Library, layer: int, block: Block) -> nn.Module:
+        layer_module = layer_of(self, layer, block)
+        for name, weight in layer_module.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                weight.data = weight / 2
+        return layer_module
+
+    own = library.parent.blocks
+    monkeypatch.setattr(Library, "layer", damaged)
+    mended = mend(library, own, SPLITS, name="children/test/damaged", inputs="print")
+    halved = {
+        name: tensor / 2 if name.endswith(("o_proj.weight", "down_proj.weight")) else tensor
+        for name, tensor in gather(library, own).items()
+    }
+    tokens = library.run.load_tensors(records.tokens("scoring"))["tokens"]
+    with torch.no_grad():
+        parent, plain, near = (
+            from_weights(library, own, weights)(tokens, use_cache=False).logits
+            for weights in (gather(library, own), halved, mended)
+        )
+    assert (near - parent).norm() < 0.2 * (plain - parent).norm()
+
+
+def test_the_parent_needs_no_mending(library: Library) -> None:
+    own = library.parent.blocks
+    mended = mend(library, own, SPLITS, name="children/test/parent", inputs="print")
+    for name, tensor in assemble(library, own).state_dict().items():
+        if name in mended:
+            torch.testing.assert_close(mended[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_a_killed_mending_goes_on_to_the_same_tensors(
+    library: Library, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = mend(library, BLOCKS, SPLITS, name="children/test/whole", inputs="print")
+    saved: list[str] = []
+    save = Run.save_tensors
+
+    def dying(self: Run, name: str, *rest: object) -> None:
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+        saved.append(name)
+        save(self, name, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Run, "save_tensors", dying)
+    with pytest.raises(KeyboardInterrupt):
+        mend(library, BLOCKS, SPLITS, name="children/test/killed", inputs="print")
+    monkeypatch.undo()
+    resumed = mend(library, BLOCKS, SPLITS, name="children/test/killed", inputs="print")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    monkeypatch.setattr(module, "mend_layer", lambda *_: pytest.fail("mended again"))
+    mend(library, BLOCKS, SPLITS, name="children/test/killed", inputs="print")

@@ -1,0 +1,104 @@
+"""Lazy exact scores: after settling, every doubtful block of the choice has its exact score."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from puzzle import settle as module
+from puzzle.budget import load_budget
+from puzzle.choose import choose
+from puzzle.config import load_config
+from puzzle.exact import exact
+from puzzle.hardware.price import price
+from puzzle.hardware.throughput import reference_of
+from puzzle.library import Library
+from puzzle.menu import Menu
+from puzzle.parent import open_parent
+from puzzle.result import Result
+from puzzle.run import CONFIG
+from puzzle.score import Score, Scores, scores
+from puzzle.settle import Doubt, settle
+from puzzle.space import layer_blocks
+from puzzle.swap import Swap, swaps
+
+
+@pytest.fixture(scope="module")
+def library(result: Result) -> Library:
+    return Library(result.run, open_parent(result.architecture.parent))
+
+
+@pytest.fixture(scope="module")
+def found(library: Library) -> Scores:
+    config = load_config(library.run.folder / CONFIG)
+    space = layer_blocks(library.parent.blocks, config.space, config.target)
+    return scores(library.run, space)
+
+
+@pytest.fixture(scope="module")
+def menu(library: Library, found: Scores) -> Menu:
+    shape, budget = library.parent.shape, load_budget("h100-1gpu")
+    prices = price(shape, "llama", [list(layer) for layer in found.losses], budget)
+    removals = {run: score.loss for run, score in found.removals.items()}
+    return Menu(found.losses, prices, budget, reference_of(shape, budget), removals)
+
+
+def picked(library: Library, menu: Menu) -> list[Swap]:
+    best = choose(menu)[0]
+    return swaps(library.parent.blocks, best.blocks, best.removed)
+
+
+def loss(menu: Menu, swap: Swap) -> float:
+    if len(swap.blocks) > 1:
+        return menu.removals[swap.run]
+    return menu.losses[swap.layer][swap.blocks[0]]
+
+
+def test_with_every_pick_in_doubt_the_choice_is_summed_of_exact_scores(
+    library: Library, menu: Menu, found: Scores
+) -> None:
+    settled, evaluations = settle(library, menu, found, "picked")
+    chosen = picked(library, settled)
+    scored = exact(library, chosen)
+    assert 0 < len(chosen) <= evaluations
+    assert [loss(settled, swap) for swap in chosen] == [scored[s]["kl"]["mean"] for s in chosen]
+    assert choose(settled)[0].loss == pytest.approx(sum(s["kl"]["mean"] for s in scored.values()))
+
+
+def test_the_settled_choice_is_no_worse_in_exact_scores_than_the_first(
+    library: Library, menu: Menu, found: Scores
+) -> None:
+    settled, _ = settle(library, menu, found, "picked")
+    first, last = (
+        sum(score["kl"]["mean"] for score in exact(library, picked(library, each)).values())
+        for each in (menu, settled)
+    )
+    assert last <= first + 1e-9
+
+
+@pytest.mark.parametrize(("doubt", "expected"), [("never", 0), ("saturated", 1)])
+def test_only_what_is_in_doubt_is_scored(
+    library: Library,
+    menu: Menu,
+    found: Scores,
+    doubt: Doubt,
+    expected: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One picked block is said to change the stream much; its exact score is made harmless."""
+    target = next(swap for swap in picked(library, menu) if len(swap.blocks) == 1)
+    asked: list[Swap] = []
+
+    def fake(_: Library, wanted: list[Swap]) -> dict[Swap, dict[str, dict[str, float]]]:
+        asked.extend(wanted)
+        return {swap: {"kl": {"mean": 0.0}} for swap in wanted}
+
+    monkeypatch.setattr(module, "exact", fake)
+    calm = [{block: replace(s, change=0.0) for block, s in layer.items()} for layer in found.blocks]
+    calm[target.layer][target.blocks[0]] = Score(1.0, 1.0, 0.0, change=9.0)
+    runs = {run: replace(s, change=0.0) for run, s in found.removals.items()}
+    settled, evaluations = settle(library, menu, Scores(tuple(calm), runs), doubt)
+    assert evaluations == expected
+    assert asked == [target][:expected]
+    assert loss(settled, target) == (0.0 if expected else loss(menu, target))
