@@ -282,7 +282,7 @@ def rounds(bench: Bench, throughput: str, count: int) -> list[Choice]:
     _, made = menus(bench, throughput)
 
     def make() -> list[dict[str, Any]]:
-        first = trial(bench.library, [chosen(bench, throughput, "corrected")])[0]
+        first = trial(bench.library, [chosen(bench, throughput, "saturated")])[0]
         scoring = Scoring(samples=SAMPLES)
         later = further(bench.library, made["corrected"], first, count, scoring)
         return [choice.as_record() for choice in (first, *later)]
@@ -436,7 +436,7 @@ def two_rounds(bench: Bench) -> tuple[dict[str, float], list[dict[str, Any]]]:
 
 def mending(bench: Bench) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """The child's KL before and after its last matrices are refit on its own stream."""
-    choice = chosen(bench, "2x", "corrected")
+    choice = chosen(bench, "2x", "saturated")
     [before] = evaluated(bench, [choice])
     step = mended(bench, choice)
     row = {"kind": "mended", "before": float(before.mean()), "cpu_s": step["cpu_s"], **step["data"]}
