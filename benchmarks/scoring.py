@@ -1,10 +1,10 @@
 """Scores against the exact KL: cost, agreement, and the children chosen under each.
 
-    python benchmarks/scoring.py WORK
+    python benchmarks/scoring.py WORK [STEP ...]
 
 SmolLM2-135M with 54 blocks a layer. The library is made from the embedded corpus; all scoring and
 evaluation text is web text, in disjoint parts. WORK keeps the run directory: what is there is not
-computed again, so a killed benchmark goes on.
+computed again, so a killed benchmark goes on. The steps are those of STEPS, all of them by default.
 """
 
 from __future__ import annotations
@@ -479,8 +479,8 @@ def main() -> None:
     sample(bench)
     summary: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
-    for name, step in STEPS.items():
-        found, more = step(bench)
+    for name in sys.argv[2:] or STEPS:
+        found, more = STEPS[name](bench)
         summary |= {key: round(value, 4) for key, value in found.items()}
         rows += more
         print(f"== {name}: {found}", flush=True)
