@@ -1,10 +1,10 @@
 """Scores against the exact KL: cost, agreement, and the children chosen under each.
 
-    python benchmarks/scoring.py WORK
+    python benchmarks/scoring.py WORK [STEP ...]
 
 SmolLM2-135M with 54 blocks a layer. The library is made from the embedded corpus; all scoring and
 evaluation text is web text, in disjoint parts. WORK keeps the run directory: what is there is not
-computed again, so a killed benchmark goes on.
+computed again, so a killed benchmark goes on. The steps are those of STEPS, all of them by default.
 """
 
 from __future__ import annotations
@@ -289,7 +289,7 @@ def rounds(bench: Bench, throughput: str, count: int) -> list[Choice]:
     _, made = menus(bench, throughput)
 
     def make() -> list[dict[str, Any]]:
-        first = trial(bench.library, [chosen(bench, throughput, "corrected")])[0]
+        first = trial(bench.library, [chosen(bench, throughput, "saturated")])[0]
         scoring = Scoring(samples=SAMPLES)
         later = further(bench.library, made["corrected"], first, count, scoring)
         return [choice.as_record() for choice in (first, *later)]
@@ -443,7 +443,7 @@ def two_rounds(bench: Bench) -> tuple[dict[str, float], list[dict[str, Any]]]:
 
 def mending(bench: Bench) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """The child's KL before and after its last matrices are refit on its own stream."""
-    choice = chosen(bench, "2x", "corrected")
+    choice = chosen(bench, "2x", "saturated")
     [before] = evaluated(bench, [choice])
     step = mended(bench, choice)
     row = {"kind": "mended", "before": float(before.mean()), "cpu_s": step["cpu_s"], **step["data"]}
@@ -486,8 +486,8 @@ def main() -> None:
     sample(bench)
     summary: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
-    for name, step in STEPS.items():
-        found, more = step(bench)
+    for name in sys.argv[2:] or STEPS:
+        found, more = STEPS[name](bench)
         summary |= {key: round(value, 4) for key, value in found.items()}
         rows += more
         print(f"== {name}: {found}", flush=True)
