@@ -96,6 +96,20 @@ def measure(
         yield from zip(group, found)
 
 
+@torch.no_grad()
+def kl_of(library: Library, model: nn.Module) -> float:
+    """KL(parent || model) per token of a whole model on the traced scoring text."""
+    head = library.parent.head()
+    tokens_ST = library.run.load_tensors(records.tokens("scoring"))["tokens"]
+    leave_STD = _traced(library, "scoring", len(library.parent.blocks))
+    kls = []
+    for tokens_T, leave_TD in zip(tokens_ST, leave_STD):
+        reference = Reference(tokens_T, _log_probabilities(head, leave_TD))
+        logits_TV = model(tokens_T[None], use_cache=False).logits[0]
+        kls.append(kl(reference, logits_TV.float().log_softmax(dim=-1)).mean())
+    return float(torch.stack(kls).mean())
+
+
 def _start(own: Blocks, child: Blocks) -> int:
     """The first layer where a child differs from the parent; the number of layers if none."""
     return next(

@@ -41,6 +41,7 @@ from puzzle.hardware.price import cost_source, price
 from puzzle.hardware.throughput import reference_of
 from puzzle.heal import Course, heal
 from puzzle.library import Library
+from puzzle.measure import kl_of
 from puzzle.mend import mend
 from puzzle.menu import Choice, Losses, Menu
 from puzzle.parent import Parent, open_parent
@@ -213,10 +214,11 @@ def _make_child(
 def _mended(
     library: Library, window: Window, inputs: str, choice: Choice, name: str
 ) -> PuzzleForCausalLM:
-    """The assembled and mended child of a choice."""
+    """The assembled child of a choice; mended, where that brings it nearer on the scoring text."""
     inputs = fingerprint(inputs, choice.as_record()["blocks"])
     weights = mend(library, choice.blocks, list(window.parts), name=name, inputs=inputs)
-    return from_weights(library, choice.blocks, weights)
+    plain, near = assemble(library, choice.blocks), from_weights(library, choice.blocks, weights)
+    return min(plain, near, key=partial(kl_of, library))
 
 
 def _menu(parent: Parent, losses: Losses, budget: Budget, costs: str) -> Menu:

@@ -11,7 +11,7 @@ from puzzle import records
 from puzzle.assemble import assemble
 from puzzle.blocks.variant import Block
 from puzzle.library import Library
-from puzzle.measure import METRICS, Values, measure
+from puzzle.measure import METRICS, Values, kl_of, measure
 from puzzle.parent import open_parent
 from puzzle.result import Result
 
@@ -94,3 +94,10 @@ def test_a_child_starts_at_the_first_layer_where_it_differs(
     own, other = library.parent.blocks, Block.parse("noop+ffn512")
     dict(measure(library, [(own[0], other, own[2]), (own[0], other, other)]))
     assert loaded == [(1, str(other)), (2, str(own[2])), (2, str(other))]
+
+
+def test_a_whole_model_measures_as_its_blocks_do(library: Library) -> None:
+    child = children(library)[0]
+    [(_, values)] = measure(library, [child])
+    expected = float(values["kl"].mean())
+    assert kl_of(library, assemble(library, child)) == pytest.approx(expected, rel=1e-3, abs=1e-6)

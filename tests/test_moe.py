@@ -21,7 +21,7 @@ from puzzle.budget import Workload
 from puzzle.config import Distill, Space
 from puzzle.distill import begin, train
 from puzzle.errors import PuzzleError
-from puzzle.fisher import per_token
+from puzzle.fisher import corrected, per_token, relative_change
 from puzzle.hardware.devices import device
 from puzzle.hardware.roofline import ffn_cost
 from puzzle.lesson import Lesson
@@ -115,7 +115,8 @@ def test_halves_of_a_mixture_learn_from_where_they_begin(lesson: Lesson) -> None
     for pupil in pupils[:2]:
         assert pupil.losses["refit"] == pupil.losses["sliced"]
     change = lesson.judge.middle - lesson.judge.leave
-    nothing = float(per_token(lesson.gradient, change).mean())
+    fisher = float(per_token(lesson.gradient, change).mean())
+    nothing = corrected(fisher, relative_change(change, lesson.judge.leave))
     assert pupils[2].losses["sliced"] == pytest.approx(nothing, rel=1e-4)
     assert pupils[2].losses["refit"] < pupils[2].losses["sliced"]
     options = Distill(tokens=6_000, batch_tokens=240, learning_rate=2e-3)

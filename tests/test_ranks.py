@@ -41,7 +41,7 @@ def test_two_ranks_write_the_run_of_one(tiny_parent: str, result: Result, tmp_pa
     done = torchrun(2, *command)
     assert done.stdout.count("memory") == 1
     one, two = result.run, Run(out)
-    for kind in ("trace/**/*", "library/*", "scores/*", "solutions/*"):
+    for kind in ("trace/parent/**/*", "library/*", "scores/*", "solutions/*"):
         names = two.names(kind)
         assert names
         assert names == one.names(kind)
