@@ -1,14 +1,15 @@
 """Time and memory of whole searches: the demonstration, and SmolLM2-135M with few tokens.
 
-    python benchmarks/demo.py WORK
+    python benchmarks/demo.py WORK [demo] [smollm2]
 
 Runs `puzzle search` as a user does, in a process of its own, and reads time and memory from the
-run directory. WORK keeps the run directories; a finished run is not run again. The SmolLM2
-checkpoint comes from `benchmarks/parents/smollm2.py`.
+run directory. WORK keeps the run directories; a finished run is not run again, and figures of a
+search that is not named stay as they were, with the commit they are of. The SmolLM2 checkpoint comes from `benchmarks/parents/smollm2.py`.
 """
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -51,30 +52,38 @@ def rows(name: str, result: Result) -> list[dict[str, Any]]:
     return found
 
 
+def figures(name: str, result: Result, work: Path) -> dict[str, Any]:
+    """The figures the README quotes."""
+    found = {
+        f"{name}_s": float((work / f"{name}.seconds").read_text()),
+        f"{name}_peak_bytes": int(result.timings["peak_bytes"].max()),
+    }
+    if name != "demo":
+        return found
+    return {
+        **found,
+        "uniform_kl": result.value("KL to the parent", "uniform"),
+        "child_kl": result.value("KL to the parent", "child"),
+        "child_kl_healed": result.value("KL to the parent", "healed"),
+        "predicted_kl": result.predicted_kl,
+        "predicted_speedup": result.value("throughput", "child")
+        / result.value("throughput", "parent"),
+    }
+
+
 def main() -> None:
-    """Run what is missing and write the results."""
-    work = Path(sys.argv[1])
+    """Run what is missing of the searches named, all by default, and write the results."""
+    work, names = Path(sys.argv[1]), sys.argv[2:] or list(RUNS)
     work.mkdir(parents=True, exist_ok=True)
-    results = {name: run(name, work) for name in RUNS}
-    demo = results["demo"]
-    seconds = {name: float((work / f"{name}.seconds").read_text()) for name in RUNS}
-    peaks = {name: int(result.timings["peak_bytes"].max()) for name, result in results.items()}
-    record.write(
-        "demo",
-        {
-            "demo_s": seconds["demo"],
-            "demo_peak_bytes": peaks["demo"],
-            "smollm2_s": seconds["smollm2"],
-            "smollm2_peak_bytes": peaks["smollm2"],
-            "uniform_kl": demo.value("KL to the parent", "uniform"),
-            "child_kl": demo.value("KL to the parent", "child"),
-            "child_kl_healed": demo.value("KL to the parent", "healed"),
-            "predicted_kl": demo.predicted_kl,
-            "predicted_speedup": demo.value("throughput", "child")
-            / demo.value("throughput", "parent"),
-        },
-        [row for name, result in results.items() for row in rows(name, result)],
-    )
+    path = record.RESULTS / "demo.json"
+    earlier = json.loads(path.read_text()) if path.exists() else {"summary": {}, "rows": []}
+    summary = earlier["summary"]
+    kept = [row for row in earlier["rows"] if row["run"] not in names]
+    for name in names:
+        result = run(name, work)
+        summary |= figures(name, result, work)
+        kept += [{"run": name, "kind": "commit", "commit": record.commit()}, *rows(name, result)]
+    record.write("demo", summary, kept)
 
 
 if __name__ == "__main__":
