@@ -4,7 +4,8 @@
 
 Runs `puzzle search` as a user does, in a process of its own, and reads time and memory from the
 run directory. WORK keeps the run directories; a finished run is not run again, and figures of a
-search that is not named stay as they were, with the commit they are of. The SmolLM2 checkpoint comes from `benchmarks/parents/smollm2.py`.
+search that is not named stay as they were, with the commit they are of. The SmolLM2 checkpoint
+comes from `benchmarks/parents/smollm2.py`.
 """
 
 from __future__ import annotations
