@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from puzzle.assemble import assemble, from_weights, gather
 from puzzle.blocks.variant import Block
 from puzzle.library import Library
 from puzzle.mend import Aim, mend, refit
+from puzzle.menu import Choice
 from puzzle.parent import open_parent
 from puzzle.result import Result
 from puzzle.run import Run
+from puzzle.window import Window
 
 SPLITS = ["calibration/w000.p000"]  # of the finished search
 BLOCKS = tuple(map(Block.parse, ("gqa1+ffn256", "noop+ffn512", "gqa2+noop")))
@@ -125,3 +128,24 @@ def test_a_killed_mending_goes_on_to_the_same_tensors(
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     monkeypatch.setattr(module, "mend_layer", lambda *_: pytest.fail("mended again"))
     mend(library, BLOCKS, SPLITS, name="children/test/killed", inputs="print")
+
+
+def test_a_child_that_mending_hurts_stays_as_it_was(
+    library: Library, result: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damage in place of mending: the KL on the scoring text refuses it."""
+    search = sys.modules["puzzle.search"]
+    choice = Choice.from_record(result.solution["models"]["child"])
+    plain = gather(library, choice.blocks)
+    noise = torch.Generator().manual_seed(0)
+    worse = {
+        name: weight + weight.std() * torch.randn(weight.shape, generator=noise)
+        if name.endswith("down_proj.weight")
+        else weight
+        for name, weight in plain.items()
+    }
+    monkeypatch.setattr(search, "mend", lambda *_, **__: worse)
+    window = Window(0, 1, dict.fromkeys(SPLITS, torch.empty(0)), "inputs")
+    child = search._mended(library, window, "print", choice, "children/test/hurt")  # type: ignore[attr-defined]
+    kept = dict(child.named_parameters())
+    assert all(torch.equal(kept[name], weight) for name, weight in plain.items())
