@@ -102,7 +102,7 @@ class Scoring(StrictModel):
     """
 
     samples: PositiveInt = 8
-    exact: Literal["never", "saturated", "picked"] = "saturated"
+    exact: Literal["never", "saturated", "picked"] = "never"
 
 
 class Choose(StrictModel):

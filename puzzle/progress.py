@@ -50,7 +50,7 @@ def _lines(items: Iterable[Item], label: str, count: int | None) -> Iterator[Ite
     done = 0
     for done, item in enumerate(items):
         now = time.monotonic()
-        if now - shown > LINE_EVERY_S:
+        if done and now - shown > LINE_EVERY_S:
             shown = now
             left = f", {(now - start) / done * (count - done):.0f} s left" if count else ""
             _say(f"{label}: {done}/{count or '?'}, {now - start:.0f} s{left}")

@@ -4,8 +4,8 @@
 2. Distill  every variant of every layer on its own, from those streams: the block library.
 3. Score    every composed block, and every run of layers removed: the KL it would cost.
 4. Choose   one block per layer, the least summed score within the budget, by integer programming,
-            again with exact scores where picked blocks are in doubt; the best few are measured,
-            and the nearest to the parent is the child, or one still nearer around it.
+            on request again with exact scores where picked blocks are in doubt; the best few are
+            measured, and the nearest to the parent is the child, or one still nearer around it.
 5. Mend     the assembled child: its last matrices are refit on its own stream, layer by layer.
 6. Heal     it by global knowledge distillation from the parent.
 7. Evaluate the parent, the uniform child and the child, before and after healing.
