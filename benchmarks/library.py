@@ -31,6 +31,7 @@ from typing import Any
 
 import record
 import torch
+from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -295,6 +296,7 @@ def main() -> None:
         for row in step(work, f"losses.{layer}", partial(losses, bench, layer))
     ]
     large = step(work, "streamed", partial(streamed, work))
+    draw(curves, record.RESULTS / "library.svg")
     one, two = (step(work, f"ranks.{n}", partial(ranked, work, n)) for n in (1, 2))
     record.write(
         "library",
@@ -308,6 +310,21 @@ def main() -> None:
             {"kind": "ranks", "ranks": 2, **two},
         ],
     )
+
+
+def draw(curves: list[dict[str, Any]], path: Path) -> None:
+    """KL by half and layer: sliced, as it starts, and after distillation."""
+    ways = {"sliced": ("sliced", 0), "start": ("chosen", 0), "distilled": ("chosen", FROM_REFIT)}
+    figure = Figure(figsize=(11, 2.6), layout="constrained")
+    for half, axes in zip(HALVES, figure.subplots(1, len(HALVES), sharey=True)):
+        for name, (way, tokens) in ways.items():
+            rows = [r for r in curves if (r["half"], r["way"], r["tokens"]) == (half, way, tokens)]
+            axes.plot([r["layer"] for r in rows], [r["kl"] for r in rows], "o-", label=name)
+        axes.set(yscale="log", title=half.replace("+noop", "").replace("noop+", ""), xlabel="layer")
+        axes.set_xticks(LAYERS)
+    figure.axes[0].set_ylabel("KL per token")
+    figure.axes[-1].legend()
+    figure.savefig(path, metadata={"Date": None})
 
 
 def summary(
