@@ -26,9 +26,10 @@ from throughput import spearman
 
 from puzzle import corpus, records
 from puzzle.assemble import assemble, from_weights
+from puzzle.blocks.variant import NOTHING
 from puzzle.budget import Budget
 from puzzle.choose import choose
-from puzzle.config import Config, Distill, Scoring, Space
+from puzzle.config import Config, Distill, Doubt, Scoring, Space
 from puzzle.distill import distill
 from puzzle.evaluate import evaluate
 from puzzle.exact import exact
@@ -42,9 +43,9 @@ from puzzle.parent import Parent, open_parent
 from puzzle.rounds import further
 from puzzle.run import Run, fingerprint
 from puzzle.score import Scores, score, scores
-from puzzle.settle import Doubt, settle
+from puzzle.settle import settle
 from puzzle.space import layer_blocks, pieces
-from puzzle.swap import NOTHING, Swap
+from puzzle.swap import Swap
 from puzzle.trace import backward, forward, head_gradients, trace, trace_print
 from puzzle.trial import trial
 from puzzle.window import windows

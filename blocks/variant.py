@@ -320,6 +320,8 @@ class Block:
         return cls(parse_attention(attention), parse_ffn(ffn))
 
 
+NOTHING = Block(NoOp(), NoOp())
+
 _Kind = TypeVar("_Kind", bound=Variant)
 
 

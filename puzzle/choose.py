@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from puzzle.blocks.variant import Block
+from puzzle.blocks.variant import NOTHING, Block
 from puzzle.budget import LIMITS
 from puzzle.errors import InfeasibleError, PuzzleError
 from puzzle.hardware.cost import Cost
@@ -26,7 +26,7 @@ from puzzle.hardware.throughput import Prediction
 from puzzle.menu import Choice, Menu
 from puzzle.solver import Problem, Rules, Solution, Span, solve_any
 from puzzle.solver.problem import Ints
-from puzzle.swap import NOTHING, Blocks, Stretch, removed_runs
+from puzzle.swap import Blocks, Stretch, removed_runs
 from puzzle.units import show
 
 NS = 1_000_000_000

@@ -64,6 +64,10 @@ def _size(value: object) -> Quantity:
 Size = Annotated[Quantity, PlainValidator(_size), PlainSerializer(str)]
 
 
+Loss = Literal["mse", "cosine", "fisher"]  # of blockwise distillation
+Doubt = Literal["never", "saturated", "picked"]  # which picked blocks are scored exactly
+
+
 class Space(StrictModel):
     """Which variants each layer may take: percentages of the parent's, or variants by name."""
 
@@ -90,7 +94,7 @@ class Distill(StrictModel):
     tokens: NonNegativeInt = 65_536
     batch_tokens: PositiveInt = 2_048
     learning_rate: PositiveFloat = 1e-3
-    loss: Literal["mse", "cosine", "fisher"] = "mse"
+    loss: Loss = "mse"
     coupled: bool = False  # train every composed block as a whole too: for a narrow space
 
 
@@ -102,7 +106,7 @@ class Scoring(StrictModel):
     """
 
     samples: PositiveInt = 8
-    exact: Literal["never", "saturated", "picked"] = "never"
+    exact: Doubt = "never"
 
 
 class Choose(StrictModel):

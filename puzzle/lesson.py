@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,14 +24,15 @@ from puzzle.blocks.ffn import initial_ffn, kept_channels
 from puzzle.blocks.moe import expert_contributions
 from puzzle.blocks.refit import NormalEquations, Tokens, token_weights
 from puzzle.blocks.variant import FFN, Block, MoE, NoOp
+from puzzle.config import Loss
 from puzzle.export.modeling_puzzle import PuzzleLayer
 from puzzle.fisher import corrected, per_token, relative_change
+from puzzle.library import own_half
 from puzzle.modules import Weights, build_layer
 from puzzle.parent import Parent
 from puzzle.run import Run
 from puzzle.window import Window
 
-Loss = Literal["mse", "cosine", "fisher"]
 BATCH_SEQUENCES = 8  # of one forward pass without gradients
 LAST_MATRICES = (
     "self_attn.o_proj",
@@ -186,9 +187,8 @@ class Lesson:
 
     @torch.no_grad()
     def _channel_scores(self, down_DF: torch.Tensor) -> torch.Tensor:
-        own = Block(NoOp(), self.block.ffn)
-        module = self.built(own, {n: w for n, w in self.weights.items() if _is_ffn(n)})
-        matrix, scores_F, first = module.get_submodule("mlp.down_proj"), 0.0, 0
+        module = self.built(*self._own_ffn)
+        matrix, scores_F, first = module.get_submodule("mlp.down_proj"), torch.zeros(()), 0
         for streams in self.judge.batches():
             x_NF = self._input_of(module, matrix, streams)
             last = first + len(streams.enter)
@@ -196,7 +196,7 @@ class Lesson:
                 pushed_NF = g_STD.float().flatten(0, 1) @ down_DF
                 scores_F = scores_F + (x_NF * pushed_NF).square().sum(dim=0)
             first = last
-        return torch.as_tensor(scores_F)
+        return scores_F
 
     @cached_property
     @torch.no_grad()
@@ -216,8 +216,12 @@ class Lesson:
     @cached_property
     def ffn_statistics(self) -> tuple[NormalEquations, torch.Tensor]:
         """Normal equations over all of the parent's FFN channels, and mean |x| [F] of each."""
-        own = Block(NoOp(), self.block.ffn)
-        return self._statistics(own, {n: w for n, w in self.weights.items() if _is_ffn(n)})
+        return self._statistics(*self._own_ffn)
+
+    @property
+    def _own_ffn(self) -> tuple[Block, Weights]:
+        half = Block(NoOp(), self.block.ffn)
+        return half, own_half(self.weights, half)
 
     @torch.no_grad()
     def _statistics(self, half: Block, weights: Weights) -> tuple[NormalEquations, torch.Tensor]:
@@ -252,10 +256,6 @@ class Lesson:
         finally:
             handle.remove()
         return seen[0].float().flatten(0, 1)
-
-
-def _is_ffn(name: str) -> bool:
-    return name.startswith(("mlp.", "post_attention_layernorm."))
 
 
 def _last_matrix(weights: Weights) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from puzzle import records
-from puzzle.blocks.variant import AttentionVariant, Block, FFNVariant, NoOp
+from puzzle.blocks.variant import NOTHING, AttentionVariant, Block, FFNVariant, NoOp
 from puzzle.export.modeling_puzzle import PuzzleLayer
 from puzzle.modules import Weights, build_layer
 from puzzle.parent import Parent
@@ -41,32 +41,40 @@ class Library:
         """The tensors of a composed block, named as inside a layer."""
         if self.coupled and trained_whole(block, self.parent.blocks[layer]):
             return self._trained(layer, block)
-        attention = self._half_weights(layer, Block(block.attention, NoOp()))
-        return attention | self._half_weights(layer, Block(NoOp(), block.ffn))
+        attention, ffn = (self._half_weights(layer, half) for half in halves(block))
+        return attention | ffn
 
     def sources(self, layer: int, block: Block) -> list[str]:
         """The records that a block is made of; none for what is the parent's own."""
         own = self.parent.blocks[layer]
         if self.coupled and trained_whole(block, own):
             return [records.piece(layer, block)]
-        halves = Block(block.attention, NoOp()), Block(NoOp(), block.ffn)
-        given = Block(own.attention, NoOp()), Block(NoOp(), own.ffn), Block(NoOp(), NoOp())
-        return [records.piece(layer, half) for half in halves if half not in given]
+        made = [half for half in halves(block) if half not in given(own)]
+        return [records.piece(layer, half) for half in made]
 
     def _half(self, layer: int, half: Block) -> PuzzleLayer:
         return build_layer(self.parent.config, half, self._half_weights(layer, half))
 
     def _half_weights(self, layer: int, half: Block) -> Weights:
-        own = self.parent.blocks[layer]
-        if half == Block(NoOp(), NoOp()):
+        if half == NOTHING:
             return {}
-        if half in (Block(own.attention, NoOp()), Block(NoOp(), own.ffn)):
+        if half in given(self.parent.blocks[layer]):
             return own_half(self.parent.layer_weights(layer), half)
         return self._trained(layer, half)
 
     def _trained(self, layer: int, piece: Block) -> Weights:
         tensors = self.run.load_tensors(records.piece(layer, piece))
         return {name: tensor.to(self.parent.dtype) for name, tensor in tensors.items()}
+
+
+def halves(block: Block) -> tuple[Block, Block]:
+    """A block's attention and its FFN, each as a block whose other half is a no-op."""
+    return Block(block.attention, NoOp()), Block(NoOp(), block.ffn)
+
+
+def given(own: Block) -> tuple[Block, ...]:
+    """The halves that need not be made where the parent's layer holds `own`: its own, and none."""
+    return (*halves(own), NOTHING)
 
 
 def is_half(piece: Block) -> bool:

@@ -5,7 +5,8 @@ layer and a dot product. Attention is computed once per attention variant and sh
 variants on top of it.
 
 What is understated where a block changes the stream much is corrected by the size of the change;
-blocks beyond any second-order score are said to be saturated (settle.py scores them exactly). A run
+blocks beyond any second-order score are said to be saturated (settle.py can score them exactly). A
+run
 of layers removed whole is scored the same way, by what enters it and what should leave it.
 
 Legend: K samples, S sequences, T tokens, D hidden.
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 
 from puzzle import records
-from puzzle.blocks.variant import Block
+from puzzle.blocks.variant import NOTHING, Block
 from puzzle.errors import PuzzleError
 from puzzle.fisher import FISHER_POWER, corrected, per_token, relative_change
 from puzzle.library import Library
@@ -28,7 +29,7 @@ from puzzle.progress import track
 from puzzle.ranks import here
 from puzzle.run import Run, fingerprint
 from puzzle.spread import std_error
-from puzzle.swap import NOTHING, Swap
+from puzzle.swap import Swap
 
 BATCH_SEQUENCES = 8
 TINY = 1e-30

@@ -28,7 +28,6 @@ import torch
 from puzzle import corpus, records
 from puzzle.assemble import assemble, from_weights
 from puzzle.baselines.uniform import uniform
-from puzzle.blocks.variant import Block
 from puzzle.budget import Budget, load_budget
 from puzzle.choose import choose
 from puzzle.config import Config, load_config
@@ -51,14 +50,12 @@ from puzzle.report import model_card, write_report
 from puzzle.result import Result
 from puzzle.rounds import further
 from puzzle.run import CONFIG, Run, fingerprint
-from puzzle.score import Scores, score, scores
+from puzzle.score import score, scores
 from puzzle.settle import settle
-from puzzle.space import layer_blocks, pieces
+from puzzle.space import Options, layer_blocks, pieces
 from puzzle.trace import trace, trace_print
 from puzzle.trial import trial
 from puzzle.window import Window, windows
-
-Blocks = Sequence[Sequence[Block]]  # per layer, those it may hold
 
 
 def search(
@@ -99,9 +96,8 @@ def solve(out: str | Path, budget: str) -> Result:
     with run.locked():
         parent = open_parent(config.model, config.dtype)
         space = layer_blocks(parent.blocks, config.space, config.target)
-        found, asked = scores(run, space), load_budget(budget)
-        menu = _menu(parent, found.losses, asked, config.costs)
-        _choose(Library(run, parent, config.distill.coupled), menu, found, config)
+        asked = load_budget(budget)
+        _choose(Library(run, parent, config.distill.coupled), space, asked, config)
         return Result(run, asked.name)
 
 
@@ -132,7 +128,7 @@ def _search(run: Run, config: Config) -> Result:
 
 
 def make_library(
-    run: Run, parent: Parent, space: Blocks, texts: dict[str, torch.Tensor], config: Config
+    run: Run, parent: Parent, space: Options, texts: dict[str, torch.Tensor], config: Config
 ) -> tuple[str, Window]:
     """Trace and distill, a window of the calibration text at a time; every rank its own layers.
 
@@ -158,7 +154,7 @@ def make_library(
 
 def _make_child(
     library: Library,
-    space: Blocks,
+    space: Options,
     texts: dict[str, torch.Tensor],
     config: Config,
     *,
@@ -168,9 +164,7 @@ def _make_child(
     """Choose, mend, heal, evaluate and export the child of a scored library."""
     run, parent, budget = library.run, library.parent, load_budget(config.budget)
     with run.stage("choose"):
-        found = scores(run, space)
-        menu = _menu(parent, found.losses, budget, config.costs)
-        choice, plain = _choose(library, menu, found, config)
+        choice, plain = _choose(library, space, budget, config)
     with run.stage("mend"):
         mended = partial(_mended, library, window, fingerprint("mend", made))
         child = mended(choice, records.child(budget.name, "child"))
@@ -229,21 +223,19 @@ def _menu(parent: Parent, losses: Losses, budget: Budget, costs: str) -> Menu:
     return Menu(losses, prices, budget, reference_of(shape, budget, source))
 
 
-def _require_feasible(
-    parent: Parent, space: Sequence[Sequence[Block]], budget: Budget, costs: str
-) -> None:
+def _require_feasible(parent: Parent, space: Options, budget: Budget, costs: str) -> None:
     """Let an infeasible budget say so before anything is trained: choose as if blocks were free."""
     choose(_menu(parent, [dict.fromkeys(blocks, 0.0) for blocks in space], budget, costs))
 
 
 def _choose(
-    library: Library, menu: Menu, found: Scores, config: Config
+    library: Library, space: Options, budget: Budget, config: Config
 ) -> tuple[Choice, Choice | None]:
     """The child, and the uniform child it must beat: of the best by scores, the best measured."""
-    run, parent, budget = library.run, library.parent, menu.budget
-    count = config.choose.finalists
+    run, parent, count = library.run, library.parent, config.choose.finalists
+    found = scores(run, space)
     removals = {layers: score.loss for layers, score in found.removals.items()}
-    menu = replace(menu, removals=removals)
+    menu = replace(_menu(parent, found.losses, budget, config.costs), removals=removals)
 
     def record() -> dict[str, Any]:
         own = {"blocks": [str(block) for block in parent.blocks], "prediction": asdict(menu.parent)}

@@ -7,16 +7,13 @@ sweep, solve again. It ends, because nothing is scored twice.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from puzzle.choose import choose
+from puzzle.config import Doubt
 from puzzle.exact import exact
 from puzzle.library import Library
 from puzzle.menu import Menu
 from puzzle.score import Scores
 from puzzle.swap import Swap, swaps
-
-Doubt = Literal["never", "saturated", "picked"]
 
 
 def settle(library: Library, menu: Menu, scores: Scores, doubt: Doubt) -> tuple[Menu, int]:

@@ -3,7 +3,7 @@
 >>> tiny = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64,
 ...         "num_attention_heads": 4, "intermediate_size": 256, "vocab_size": 100}
 >>> shape = Shape.from_config(tiny)
->>> str(shape.parent_block()), shape.block_params(shape.parent_block())
+>>> str(shape.blocks[-1]), shape.block_params(shape.blocks[-1])
 ('gqa4+ffn256', 65664)
 """
 
@@ -155,14 +155,6 @@ class Shape(Sizes):
     def layers(self) -> int:
         """How many layers the parent has."""
         return len(self.blocks)
-
-    def parent_block(self, layer: int = -1) -> Block:
-        """The block that a layer of the parent holds: the last unless told which."""
-        return self.blocks[layer]
-
-    def parent_blocks(self) -> tuple[Block, ...]:
-        """The block of every layer of the parent, in order."""
-        return self.blocks
 
     def attention_params(self, variant: AttentionVariant) -> int:
         """Parameters of an attention half, its norm included."""

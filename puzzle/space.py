@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
-from puzzle.blocks.variant import Block, NoOp, Variant, parse_attention, parse_ffn
+from puzzle.blocks.variant import Block, Variant, parse_attention, parse_ffn
 from puzzle.config import Space
 from puzzle.errors import PuzzleError
 from puzzle.export.targets import Target, refusal
-from puzzle.library import trained_whole
+from puzzle.library import given, halves, trained_whole
 
 Half = Literal["attention", "ffn"]
+Options = Sequence[Sequence[Block]]  # per layer, the blocks it may hold
 PARSE: dict[Half, Callable[[str], Variant]] = {"attention": parse_attention, "ffn": parse_ffn}
 
 
@@ -50,11 +51,10 @@ def pieces(
     """
     found = []
     for choices, parent in zip(blocks, parents):
-        parts = [Block(block.attention, NoOp()) for block in choices]
-        parts += [Block(NoOp(), block.ffn) for block in choices]
-        given = {Block(parent.attention, NoOp()), Block(NoOp(), parent.ffn), Block(NoOp(), NoOp())}
+        attentions, ffns = zip(*map(halves, choices))
         whole = [block for block in choices if coupled and trained_whole(block, parent)]
-        found.append([part for part in dict.fromkeys([*parts, *whole]) if part not in given])
+        wanted = dict.fromkeys([*attentions, *ffns, *whole])
+        found.append([piece for piece in wanted if piece not in given(parent)])
     return found
 
 

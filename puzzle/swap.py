@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from puzzle.blocks.variant import Block, NoOp
+from puzzle.blocks.variant import NOTHING, Block
 
-NOTHING = Block(NoOp(), NoOp())
 Blocks = tuple[Block, ...]
 Stretch = tuple[int, int]  # layers start to stop - 1
 

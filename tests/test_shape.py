@@ -68,14 +68,14 @@ def count(*modules: torch.nn.Module) -> int:
 
 def test_counts_equal_the_real_modules(config):
     shape, model = Shape.from_config(config), meta_model(config)
-    layer, block = model.model.layers[0], shape.parent_block()
+    layer, block = model.model.layers[0], shape.blocks[-1]
     attention = count(layer.self_attn, layer.input_layernorm)
     ffn = count(layer.mlp, layer.post_attention_layernorm)
     assert shape.attention_params(block.attention) == attention
     assert shape.ffn_params(block.ffn) == ffn
     assert shape.block_params(block) == count(layer) == attention + ffn
     assert shape.outside_params() == count(model) - 3 * count(layer)
-    assert shape.model_params(shape.parent_blocks()) == count(model)
+    assert shape.model_params(shape.blocks) == count(model)
 
 
 def test_a_smaller_block_counts_as_a_smaller_model(config):
@@ -153,7 +153,7 @@ def test_transformers_own_dictionary_reads_the_same(config):
 )
 def test_published_models_have_their_parameters(config, params):
     shape = Shape.from_config(config)
-    assert shape.model_params(shape.parent_blocks()) == params
+    assert shape.model_params(shape.blocks) == params
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_published_models_have_their_parameters(config, params):
     ],
 )
 def test_windows_are_those_of_the_family(extra, windows):
-    blocks = Shape.from_config(SIZES | extra).parent_blocks()
+    blocks = Shape.from_config(SIZES | extra).blocks
     assert [block.attention.window for block in blocks] == windows
 
 

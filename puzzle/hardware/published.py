@@ -38,7 +38,7 @@ def model(name_or_path: str | Path) -> tuple[Shape, tuple[Block, ...]]:
     path = _find(str(name_or_path))
     if path.suffix == ".json":
         shape = Shape.from_config(_config(path))
-        return shape, shape.parent_blocks()
+        return shape, shape.blocks
     shape, _ = model(_parent_of(path))
     return shape, Architecture.parse(_text(path)).blocks
 

@@ -102,7 +102,7 @@ def reference_of(shape: Shape, budget: Budget, source: Source | None = None) -> 
 
 
 def _parent_cost(shape: Shape, budget: Budget, batch: int, source: Source | None) -> Cost:
-    blocks = shape.parent_blocks()
+    blocks = shape.blocks
     if source is None:
         workload, device = budget.workload, budget.device
         return model_cost(shape, blocks, workload=workload, batch=batch, device=device)

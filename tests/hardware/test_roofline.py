@@ -62,14 +62,14 @@ def setting(batch=4, device=H100, workload=WORK, **changes):
     ],
 )
 def test_cache_bytes_by_hand(shape, bytes_per_token):
-    cost = model_cost(shape, shape.parent_blocks(), **setting(batch=3))
+    cost = model_cost(shape, shape.blocks, **setting(batch=3))
     assert cost.kv_bytes == 3 * 256 * bytes_per_token
-    halved = model_cost(shape, shape.parent_blocks(), **setting(batch=3, kv="float8"))
+    halved = model_cost(shape, shape.blocks, **setting(batch=3, kv="float8"))
     assert halved.kv_bytes * 2 == cost.kv_bytes
 
 
 def test_weight_bytes_by_hand():
-    blocks = SMOLLM2.parent_blocks()
+    blocks = SMOLLM2.blocks
     cost = model_cost(SMOLLM2, blocks, **setting())
     assert cost.params == SMOLLM2.model_params(blocks)
     assert cost.weight_bytes == 2 * cost.params
@@ -176,7 +176,7 @@ def test_less_of_anything_is_never_slower(batch):
 
 
 def test_more_at_once_takes_longer_but_less_per_request():
-    blocks = SMOLLM2.parent_blocks()
+    blocks = SMOLLM2.blocks
     costs = [model_cost(SMOLLM2, blocks, **setting(batch=2**power)) for power in range(11)]
     for power, (smaller, larger) in enumerate(pairwise(costs)):
         assert smaller.total_s < larger.total_s < 2 * smaller.total_s
