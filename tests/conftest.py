@@ -12,6 +12,8 @@ import transformers
 from tiny import FAMILIES, SETTINGS, SIZES, tiny_model
 
 from puzzle import Result, search
+from puzzle.library import Library
+from puzzle.parent import open_parent
 
 # One thread, here and in processes that tests start: bits are the same at equal threads only, and
 # for models this small a second thread costs more than it brings, far more where cores are shared.
@@ -68,3 +70,9 @@ def tiny_parent(tmp_path_factory: pytest.TempPathFactory) -> str:
 def result(tiny_parent: str, tmp_path_factory: pytest.TempPathFactory) -> Result:
     """A finished search."""
     return search(tiny_parent, out=tmp_path_factory.mktemp("runs") / "whole", settings=SETTINGS)
+
+
+@pytest.fixture(scope="session")
+def library(result: Result) -> Library:
+    """The library of the finished search."""
+    return Library(result.run, open_parent(result.architecture.parent))

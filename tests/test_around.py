@@ -10,18 +10,11 @@ from puzzle.around import MODEL, Child, around
 from puzzle.blocks.variant import Block
 from puzzle.library import Library
 from puzzle.measure import measure
-from puzzle.parent import open_parent
-from puzzle.result import Result
 from puzzle.score import score_layer
 from puzzle.trace import kl_gradient
 
 CENTER = tuple(map(Block.parse, ("gqa1+ffn256", "noop+ffn512", "gqa2+ffn768")))
 SPACE = [[*map(Block.parse, ("gqa4+ffn1024", "gqa2+ffn768", "noop+ffn512", "gqa1+ffn256"))]] * 3
-
-
-@pytest.fixture(scope="module")
-def library(result: Result) -> Library:
-    return Library(result.run, open_parent(result.architecture.parent))
 
 
 def test_a_score_is_the_change_of_the_childs_kl(library: Library) -> None:

@@ -8,8 +8,6 @@ from puzzle.blocks.variant import Block
 from puzzle.exact import exact
 from puzzle.library import Library
 from puzzle.measure import measure
-from puzzle.parent import open_parent
-from puzzle.result import Result
 from puzzle.spread import std_error
 from puzzle.swap import Swap, removal
 
@@ -18,11 +16,6 @@ SWAPS = [
     removal(1, 3),
     Swap(0, (Block.parse("gqa2+ffn512"),)),
 ]
-
-
-@pytest.fixture(scope="module")
-def library(result: Result) -> Library:
-    return Library(result.run, open_parent(result.architecture.parent))
 
 
 def test_an_exact_score_is_the_measured_kl_of_the_child_it_names(library: Library) -> None:

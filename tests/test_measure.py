@@ -12,13 +12,6 @@ from puzzle.assemble import assemble
 from puzzle.blocks.variant import Block
 from puzzle.library import Library
 from puzzle.measure import METRICS, Values, kl_of, measure
-from puzzle.parent import open_parent
-from puzzle.result import Result
-
-
-@pytest.fixture(scope="module")
-def library(result: Result) -> Library:
-    return Library(result.run, open_parent(result.architecture.parent))
 
 
 def children(library: Library) -> list[tuple[Block, ...]]:

@@ -16,18 +16,12 @@ from puzzle.blocks.variant import Block
 from puzzle.library import Library
 from puzzle.mend import Aim, mend, refit
 from puzzle.menu import Choice
-from puzzle.parent import open_parent
 from puzzle.result import Result
 from puzzle.run import Run
 from puzzle.window import Window
 
 SPLITS = ["calibration/w000.p000"]  # of the finished search
 BLOCKS = tuple(map(Block.parse, ("gqa1+ffn256", "noop+ffn512", "gqa2+noop")))
-
-
-@pytest.fixture(scope="module")
-def library(result: Result) -> Library:
-    return Library(result.run, open_parent(result.architecture.parent))
 
 
 class Affine(nn.Module):

@@ -11,8 +11,6 @@ from puzzle.hardware.throughput import reference_of
 from puzzle.library import Library
 from puzzle.measure import measure
 from puzzle.menu import Choice, Menu
-from puzzle.parent import open_parent
-from puzzle.result import Result
 from puzzle.rounds import further
 from puzzle.run import CONFIG
 from puzzle.score import scores
@@ -20,11 +18,6 @@ from puzzle.space import layer_blocks
 from puzzle.trial import trial
 
 SCORING = Scoring(samples=4)
-
-
-@pytest.fixture(scope="module")
-def library(result: Result) -> Library:
-    return Library(result.run, open_parent(result.architecture.parent))
 
 
 @pytest.fixture(scope="module")

@@ -15,18 +15,11 @@ from puzzle.hardware.price import price
 from puzzle.hardware.throughput import reference_of
 from puzzle.library import Library
 from puzzle.menu import Menu
-from puzzle.parent import open_parent
-from puzzle.result import Result
 from puzzle.run import CONFIG
 from puzzle.score import Score, Scores, scores
 from puzzle.settle import Doubt, settle
 from puzzle.space import layer_blocks
 from puzzle.swap import Swap, swaps
-
-
-@pytest.fixture(scope="module")
-def library(result: Result) -> Library:
-    return Library(result.run, open_parent(result.architecture.parent))
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,8 @@ import pytest
 
 from puzzle.library import Library
 from puzzle.measure import measure
-from puzzle.parent import open_parent
 from puzzle.result import Result
 from puzzle.trial import trial
-
-
-@pytest.fixture(scope="module")
-def library(result: Result) -> Library:
-    return Library(result.run, open_parent(result.architecture.parent))
 
 
 def test_the_search_takes_the_finalist_that_measures_best(result: Result, library: Library) -> None:
