@@ -9,7 +9,7 @@ one judges, and all KL below is of a third.
 - cost: FLOPs (counted) and CPU seconds of a training step of all halves of a layer, against one
   run per variant with a forward of the whole parent in each;
 - starts: for six layers, KL of each half sliced, refit, and trained from either;
-- losses: the three losses of distillation from the same start, at three of the layers;
+- losses: the three losses of distillation from the same start, at two of the layers;
 - ranks: two ranks against one, one thread each;
 - streamed: a random Llama of 1.03 billion parameters, 4.1 GB in float32, under 2.5 GiB of memory.
 """

@@ -290,7 +290,7 @@ def rounds(bench: Bench, throughput: str, count: int) -> list[Choice]:
     _, made = menus(bench, throughput)
 
     def make() -> list[dict[str, Any]]:
-        first = trial(bench.library, [chosen(bench, throughput, "saturated")])[0]
+        first = trial(bench.library, [chosen(bench, throughput, "corrected")])[0]
         scoring = Scoring(samples=SAMPLES)
         later = further(bench.library, made["corrected"], first, count, scoring)
         return [choice.as_record() for choice in (first, *later)]
