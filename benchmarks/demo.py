@@ -10,7 +10,6 @@ comes from `benchmarks/parents/smollm2.py`.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
@@ -41,7 +40,7 @@ def run(name: str, work: Path) -> Result:
     return open_result(out)
 
 
-def rows(name: str, result: Result) -> list[dict[str, Any]]:
+def rows(result: Result) -> list[dict[str, Any]]:
     """Time and memory by stage, the closing table, and every score."""
     found: list[dict[str, Any]] = []
     for kind, frame in (
@@ -49,7 +48,7 @@ def rows(name: str, result: Result) -> list[dict[str, Any]]:
         ("model", result.table.T.rename_axis("model").reset_index()),
         ("score", result.scores[["layer", "block", "loss", "std_error", "chosen"]]),
     ):
-        found += [{"run": name, "kind": kind, **row} for row in frame.to_dict("records")]
+        found += [{"kind": kind, **row} for row in frame.to_dict("records")]
     return found
 
 
@@ -76,15 +75,9 @@ def main() -> None:
     """Run what is missing of the searches named, all by default, and write the results."""
     work, names = Path(sys.argv[1]), sys.argv[2:] or list(RUNS)
     work.mkdir(parents=True, exist_ok=True)
-    path = record.RESULTS / "demo.json"
-    earlier = json.loads(path.read_text()) if path.exists() else {"summary": {}, "rows": []}
-    summary = earlier["summary"]
-    kept = [row for row in earlier["rows"] if row["run"] not in names]
     for name in names:
         result = run(name, work)
-        summary |= figures(name, result, work)
-        kept += [{"run": name, "kind": "commit", "commit": record.commit()}, *rows(name, result)]
-    record.write("demo", summary, kept)
+        record.update("demo", ("run", name), figures(name, result, work), rows(result))
 
 
 if __name__ == "__main__":

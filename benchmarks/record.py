@@ -37,6 +37,20 @@ def write(name: str, summary: dict[str, Any], rows: list[dict[str, Any]]) -> Pat
     return path
 
 
+def update(name: str, part: tuple[str, str], summary: dict[str, Any], rows: list[Any]) -> Path:
+    """Write one part of a results file anew; the others stay, each with the commit it is of.
+
+    Args:
+        part: what its rows are told by, like `("run", "demo")`.
+    """
+    key, value = part
+    path = RESULTS / f"{name}.json"
+    earlier = json.loads(path.read_text()) if path.exists() else {"summary": {}, "rows": []}
+    others = [row for row in earlier["rows"] if row[key] != value]
+    own = [{key: value, **row} for row in ({"kind": "commit", "commit": commit()}, *rows)]
+    return write(name, earlier["summary"] | summary, [*others, *own])
+
+
 def _portable(word: str) -> str:
     """A word of the command line; of an absolute path only the last part."""
     return Path(word).name if Path(word).is_absolute() else word
