@@ -199,17 +199,16 @@ def compared(kls: torch.Tensor, others: torch.Tensor) -> dict[str, float]:
     return {"ratio": float(kls.mean() / others.mean()), "ratio_low": low, "ratio_high": high}
 
 
-def two_rounds(bench: Bench) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """The child of a second round against that of the first."""
-    first, *later = rounds(bench, "2x", 2)
-    before, after = evaluated(bench, [first, later[-1] if later else first])
-    row = {
-        "kind": "rounds",
-        "first_measured": first.measured_kl,
-        "second_measured": later[-1].measured_kl if later else None,
-        **compared(after, before),
-    }
-    return {"two_round_kl_ratio": row["ratio"]}, [row]
+def further_rounds(bench: Bench) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """The children of a second and a third round against that of the first; no round trains."""
+    children = rounds(bench, "2x", 3)
+    first, *later = evaluated(bench, children)
+    rows = [
+        {"kind": "rounds", "round": number, "scoring_kl": child.measured_kl, **compared(kls, first)}
+        for number, (child, kls) in enumerate(zip(children, [first, *later]), start=1)
+    ]
+    names = ("two_round_kl_ratio", "three_round_kl_ratio")
+    return {name: row["ratio"] for name, row in zip(names, rows[1:])}, rows
 
 
 def mending(bench: Bench) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -244,7 +243,7 @@ STEPS: dict[str, Callable[[Bench], tuple[dict[str, float], list[dict[str, Any]]]
     "mending": mending,
     "regret": regret,
     "costs": costs,
-    "two_rounds": two_rounds,
+    "rounds": further_rounds,
     "picked": picked,
 }
 

@@ -1,12 +1,14 @@
 """Rounds: look around the best child so far, and take a nearer one where there is one.
 
-Scores around a child (around.py) hold in its neighborhood only, so the program is solved again
-inside regions of growing radius, and the best of each are measured: the nearest to the parent is
-the next round's center. It ends after the rounds asked for, or where none is nearer.
+Scores around a child (around.py) hold in its neighborhood only, and how far that reaches nobody
+knows beforehand. So the program is solved again inside regions of growing radius, and the best of
+each is measured; where the nearest to the parent was found, more of the best are. The nearest of
+all is the next round's center. It ends after the rounds asked for, or where none is nearer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from puzzle.around import Child, around
@@ -18,8 +20,8 @@ from puzzle.run import fingerprint
 from puzzle.swap import Blocks
 from puzzle.trial import trial
 
-RADII = (1, 2, 4, 8)  # layers that may change at once
-AT_EACH = 2  # children measured
+RADII = (1, 2, 3, 4, 6, 8, 12)  # layers that may change at once
+OTHERS = 8  # children measured at the best radius
 
 
 def further(
@@ -30,7 +32,7 @@ def further(
     for seed in range(1, rounds):
         center = centers[-1]
         nearest = _round(library, menu, center, (scoring.samples, seed))
-        if not (nearest.measured_kl or 0.0) < (center.measured_kl or 0.0):
+        if not measured(nearest) < measured(center):
             break
         centers.append(nearest)
     return centers[1:]
@@ -43,11 +45,25 @@ def _round(library: Library, menu: Menu, center: Choice, draws: tuple[int, int])
     space = [list(options) for options in menu.losses]
     child = Child(library, center.blocks)
     losses = around(child, space, samples=samples, seed=seed, inputs=inputs)
+    near = replace(menu, losses=losses, removals={})
+    best, *_ = _measured(library, near, center, {radius: 1 for radius in RADII})
+    reach = sum(one != other for one, other in zip(best.blocks, center.blocks))
+    return min(best, *_measured(library, near, center, {reach: OTHERS}), key=measured)
+
+
+def _measured(
+    library: Library, menu: Menu, center: Choice, counts: Mapping[int, int]
+) -> list[Choice]:
+    """So many of the best children within each radius, nearest to the parent first."""
     found: dict[Blocks, Choice] = {}
-    for radius in RADII:
-        region = Region(center.blocks, radius)
-        near = replace(menu, losses=losses, removals={}, region=region)
-        for choice in choose(near, AT_EACH):
-            loss = (center.measured_kl or 0.0) + choice.loss
-            found[choice.blocks] = replace(choice, loss=loss)
-    return trial(library, list(found.values()))[0]
+    for radius, count in counts.items():
+        inside = replace(menu, region=Region(center.blocks, radius))
+        for choice in choose(inside, count):
+            found[choice.blocks] = replace(choice, loss=measured(center) + choice.loss)
+    return trial(library, list(found.values()))
+
+
+def measured(choice: Choice) -> float:
+    """The KL measured for a choice that has been tried."""
+    assert choice.measured_kl is not None
+    return choice.measured_kl
