@@ -46,7 +46,7 @@ def _round(library: Library, menu: Menu, center: Choice, draws: tuple[int, int])
     child = Child(library, center.blocks)
     losses = around(child, space, samples=samples, seed=seed, inputs=inputs)
     near = replace(menu, losses=losses, removals={})
-    best, *_ = _measured(library, near, center, {radius: 1 for radius in RADII})
+    best, *_ = _measured(library, near, center, dict.fromkeys(RADII, 1))
     reach = sum(one != other for one, other in zip(best.blocks, center.blocks))
     return min(best, *_measured(library, near, center, {reach: OTHERS}), key=measured)
 
