@@ -117,7 +117,7 @@ class Choose(StrictModel):
     """
 
     finalists: PositiveInt = 16
-    rounds: PositiveInt = 2
+    rounds: PositiveInt = 3
 
 
 class Evaluate(StrictModel):
