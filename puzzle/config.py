@@ -126,14 +126,27 @@ class Evaluate(StrictModel):
     items: PositiveInt = 1_000
 
 
+class Phase(StrictModel):
+    """A stretch of the healing: its share of the tokens, its batch, its sequences."""
+
+    share: PositiveFloat = 1.0  # of the sum of all phases' shares
+    sequence_length: PositiveInt | None = None  # a divisor of the text's, which is the default
+    batch_tokens: PositiveInt | None = None  # heal.batch_tokens unless told otherwise
+
+
 class Heal(StrictModel):
-    """Global distillation of the child: loss = cosine sum_layers (1 - cos) + kl KL(p || c)."""
+    """Training of the whole child: cosine sum_layers (1 - cos) + kl KL(p || c) + lm LM."""
 
     tokens: NonNegativeInt = 131_072
     batch_tokens: PositiveInt = 2_048
     learning_rate: PositiveFloat = 5e-4
     cosine: NonNegativeFloat = 1.0
     kl: NonNegativeFloat = 1.0
+    lm: NonNegativeFloat = 0.0  # on the text itself; the paper's best has none
+    schedule: tuple[Phase, ...] = ()  # one phase unless told otherwise
+    layers: tuple[NonNegativeInt, ...] = ()  # of the parent, that a shallower student holds
+    dtype: Literal["float32", "bfloat16"] | None = None  # of its arithmetic; the run's unless told
+    recompute: bool = False  # activations in the backward pass: less memory, a third more time
 
 
 class Ceiling(StrictModel):
