@@ -1,6 +1,6 @@
 """Where a killed training goes on: parameters, the optimizer's moments, and the losses so far.
 
-Every rank writes what it holds into the folder of a step, then the leading one writes which step
+Every rank writes what it holds into a folder of the step, then the leading one writes which step
 that was: a checkpoint is whole or not there. Another number of ranks can take it up as well.
 """
 
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from puzzle import checks
 from puzzle.modules import Weights
 from puzzle.ranks import here
 from puzzle.run import Run
@@ -41,16 +42,14 @@ class Checkpoints:
         """Write a checkpoint and drop the one before."""
         tensors = {}
         for name, parameter in model.named_parameters():
-            tensors[name] = local(parameter.detach())
+            tensors[name] = parameter.detach()
             for suffix, moment in MOMENTS.items():
-                tensors[f"{name}:{suffix}"] = local(optimizer.state[parameter][moment])
-        step = self._step(losses)
-        self.run.save_tensors(f"{step}/{here().rank}of{here().world}", tensors, self.inputs)
-        here().barrier()
+                tensors[f"{name}:{suffix}"] = optimizer.state[parameter][moment]
+        self._write(self._step(len(losses)), tensors)
         if here().leads:
             self.run.save(f"{self.folder}/losses", losses, self.inputs)
-            steps = {name.rpartition("/")[0] for name in self.run.names(f"{self.folder}/*/*")}
-            self.run.forget(*steps - {step})
+            best = checks.best(losses)
+            self._drop({self._step(len(losses)), *([self._best(best)] if best else [])})
         self.saved = time.monotonic()
 
     def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Losses:
@@ -58,7 +57,7 @@ class Checkpoints:
         if not self.run.fresh(f"{self.folder}/losses", self.inputs):
             return []
         losses: Losses = self.run.load(f"{self.folder}/losses")
-        parts = [self.run.load_tensors(name) for name in self.run.names(f"{self._step(losses)}/*")]
+        parts = self._read(self._step(len(losses)))
         for name, parameter in model.named_parameters():
             put(parameter, _whole(parts, name))
             state: dict[str, Any] = {
@@ -70,12 +69,47 @@ class Checkpoints:
             optimizer.state[parameter] = state
         return losses
 
+    def keep(self, model: nn.Module, step: int) -> None:
+        """Remember the parameters after a step, the best so far."""
+        self._write(self._best(step), {name: p.detach() for name, p in model.named_parameters()})
+
+    def recall(self, model: nn.Module, step: int) -> None:
+        """Put these parameters back."""
+        parts = self._read(self._best(step))
+        for name, parameter in model.named_parameters():
+            put(parameter, _whole(parts, name))
+
     def clear(self) -> None:
-        """Delete it, the training being done."""
+        """Delete everything, the training being done."""
         self.run.forget(self.folder)
 
-    def _step(self, losses: Losses) -> str:
-        return f"{self.folder}/step{len(losses):07}"
+    def _step(self, step: int) -> str:
+        return f"{self.folder}/step{step:07}"
+
+    def _best(self, step: int) -> str:
+        return f"{self.folder}/best{step:07}"
+
+    def _write(self, folder: str, tensors: Weights) -> None:
+        """Write what this rank holds of these tensors, and wait for the others."""
+        name = f"{folder}/{here().rank:05}of{here().world:05}"
+        held = {key: local(tensor) for key, tensor in tensors.items()}
+        self.run.save_tensors(name, held, self.inputs)
+        here().barrier()
+
+    def _read(self, folder: str) -> list[Weights]:
+        """What the ranks held: as many as now where they wrote it, else however many there were."""
+        parts: dict[int, list[str]] = {}
+        for name in self.run.names(f"{folder}/*"):
+            if self.run.fresh(name, self.inputs):
+                parts.setdefault(int(name.rpartition("of")[2]), []).append(name)
+        whole = [world for world, names in parts.items() if len(names) == world]
+        world = here().world if here().world in whole else whole[0]
+        return [self.run.load_tensors(name) for name in parts[world]]
+
+    def _drop(self, kept: set[str]) -> None:
+        """Delete all other folders of steps."""
+        folders = {name.rpartition("/")[0] for name in self.run.names(f"{self.folder}/*/*")}
+        self.run.forget(*folders - kept)
 
 
 def _whole(parts: list[Weights], name: str) -> torch.Tensor:

@@ -64,6 +64,20 @@ def _size(value: object) -> Quantity:
 Size = Annotated[Quantity, PlainValidator(_size), PlainSerializer(str)]
 
 
+def _data(value: object) -> str | dict[str, float]:
+    if isinstance(value, str):
+        return value
+    weights = value if isinstance(value, dict) else {}
+    if weights and all(
+        isinstance(weight, int | float) and weight > 0 for weight in weights.values()
+    ):
+        return {str(source): float(weight) for source, weight in weights.items()}
+    raise ValueError("expected a text, or several with weights: {books.txt: 0.7, web.jsonl: 0.3}")
+
+
+Data = Annotated[str | dict[str, float], PlainValidator(_data)]
+
+
 Loss = Literal["mse", "cosine", "fisher"]  # of blockwise distillation
 Doubt = Literal["never", "saturated", "picked"]  # which picked blocks are scored exactly
 
@@ -143,7 +157,12 @@ class Heal(StrictModel):
     cosine: NonNegativeFloat = 1.0
     kl: NonNegativeFloat = 1.0
     lm: NonNegativeFloat = 0.0  # on the text itself; the paper's best has none
+    data: Data | None = None  # another text than the run's, or a mixture
+    data_tokens: PositiveInt | None = None  # of it, read again when through; `tokens` unless told
     schedule: tuple[Phase, ...] = ()  # one phase unless told otherwise
+    checks: NonNegativeInt = 0  # of the loss on the scoring text, evenly spread; the best is kept
+    patience: PositiveInt = 3  # so many checks in a row without a new best end the healing
+    correct_tokens: NonNegativeInt = 0  # that the parent first learns, before it teaches
     layers: tuple[NonNegativeInt, ...] = ()  # of the parent, that a shallower student holds
     dtype: Literal["float32", "bfloat16"] | None = None  # of its arithmetic; the run's unless told
     recompute: bool = False  # activations in the backward pass: less memory, a third more time
@@ -160,7 +179,7 @@ class Config(StrictModel):
     """One run, whole; what is not said is the embedded demonstration."""
 
     model: str = "embedded"  # or a checkpoint folder, or a hub id
-    data: str = "embedded"  # or text files, or a hub dataset
+    data: Data = "embedded"  # or text files, or a hub dataset, or several: {books.txt: 0.7, ...}
     budget: str = "h100-1gpu"  # or a budget's YAML file
     costs: str = "data sheet"  # or roofline, public (tables), or the path of a measured table
     target: Literal["vllm", "hf"] = "vllm"  # the engine that must load the child

@@ -1,7 +1,8 @@
 """Healing: the whole child is trained, by global knowledge distillation or on plain text.
 
 `L = cosine sum_layers mean_tokens (1 - cos(h_c, h_p)) + kl mean_tokens KL(p || c)`, no language
-modeling loss unless asked (Puzzle, arXiv 2411.19146, section 5: the best of its ablation).
+modeling loss unless asked (Puzzle, arXiv 2411.19146, section 5: the best of its ablation). The
+parent may first learn the text itself, and then teaches it better (Minitron, 2408.11796).
 
 Legend: S sequences, T tokens.
 """
@@ -14,9 +15,9 @@ from dataclasses import dataclass
 
 import torch
 
-from puzzle import records
 from puzzle.checkpoints import Checkpoints
 from puzzle.config import Heal
+from puzzle.errors import PuzzleError
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
 from puzzle.losses import Factors
 from puzzle.modules import Weights
@@ -24,64 +25,108 @@ from puzzle.objective import Objective
 from puzzle.ranks import here
 from puzzle.run import Run
 from puzzle.shards import full, shard
-from puzzle.training import Progress, Training
+from puzzle.training import Progress, Texts, Training
 
-Watch = Callable[[Progress], None]
+CORRECTION = 0.2  # of the learning rate, for a parent that learns the text before it teaches
 
 
 @dataclass(frozen=True)
 class Course:
-    """Where a healing writes, what it reads, and the fingerprint of both."""
+    """Where a training writes, and the fingerprint of all it reads."""
 
     run: Run
-    name: str  # of the budget the child was chosen for
+    record: str  # of the trained tensors
     inputs: str
 
     @property
-    def healed(self) -> str:
-        """The record of the healed child's tensors."""
-        return records.child(self.name, "healed")
+    def done(self) -> bool:
+        """Whether the training has been done."""
+        return self.run.fresh(self.record, self.inputs)
 
     @property
     def checkpoints(self) -> Checkpoints:
-        """What a killed healing goes on from."""
-        return Checkpoints(self.run, records.child(self.name, "heal"), self.inputs)
+        """What a killed training goes on from."""
+        return Checkpoints(self.run, f"{self.record}.part", self.inputs)
+
+    def before(self, name: str) -> Course:
+        """A training beside this one whose result it needs."""
+        folder = self.record.rpartition("/")[0]
+        return Course(self.run, f"{folder}/{name}", self.inputs)
 
 
 def heal(
     course: Course,
     child: PuzzleForCausalLM,
     teacher: PuzzleForCausalLM | None,
-    tokens: torch.Tensor,
+    texts: Texts,
     options: Heal,
     *,
-    watch: Watch = lambda progress: None,
+    watch: Callable[[Progress], None] = lambda progress: None,
 ) -> Weights:
     """Train every parameter of a copy of the child; returns its tensors by checkpoint name.
 
-    Masters and moments are kept in fp32; the arithmetic is `options.dtype`, else the child's.
+    Masters and moments are kept in fp32, the arithmetic is `options.dtype`, else the child's, and
+    the tensors returned are in the child's. Every rank calls this, and holds its rows meanwhile.
 
     Args:
         teacher: may be None where only the text is learned (`lm`).
-        tokens: token ids [S, T] of the calibration split.
         watch: called after every step, for a tracker or an evaluation in passing.
+
+    Raises:
+        PuzzleError: losses that need what is not there.
     """
-    if course.run.fresh(course.healed, course.inputs):
-        return course.run.load_tensors(course.healed)
-    kept = next(child.parameters()).dtype
+    if course.done:
+        return course.run.load_tensors(course.record)
+    if options.checks and texts.validation_ST is None:
+        raise PuzzleError("heal.checks needs a validation text; set heal.checks=0")
+    factors, kept = Factors(options.cosine, options.kl, options.lm), _dtype(child)
     dtype = getattr(torch, options.dtype) if options.dtype else kept
+    if teacher is not None and factors.guided and options.correct_tokens:
+        teacher = corrected(course.before("corrected"), teacher, texts, options)
     student = copy.deepcopy(child).float().requires_grad_().train()
     if options.recompute:
-        student.gradient_checkpointing_enable()
-    factors = Factors(options.cosine, options.kl, options.lm)
-    objective = Objective(student, teacher, factors, options.layers)
-    shard(objective, student.model.layers)
-    training = Training(objective, tokens, options, course.checkpoints, dtype)
+        student.gradient_checkpointing_enable({"use_reentrant": False})
+    objective = Objective(student, teacher and _taught_by(teacher, dtype), factors, options.layers)
+    shard(objective, student.model.layers, dtype)
+    training = Training(objective, texts, options, course.checkpoints, dtype)
     for progress in training.run():
         watch(progress)
-    healed = {n: full(p.detach()).to(kept) for n, p in student.named_parameters()}
+    healed = {name: full(p.detach()).to(kept) for name, p in student.named_parameters()}
     if here().leads:
-        log = {"losses": training.losses}
-        course.run.save_tensors(course.healed, healed, course.inputs, log)
+        course.run.save_tensors(course.record, healed, course.inputs, {"losses": training.losses})
         training.checkpoints.clear()
     return healed
+
+
+def corrected(
+    course: Course, teacher: PuzzleForCausalLM, texts: Texts, options: Heal
+) -> PuzzleForCausalLM:
+    """A copy of the teacher that has learned `options.correct_tokens` of the text, gently.
+
+    The teacher it was is what the child is still compared with in the end.
+    """
+    changes = {
+        "tokens": options.correct_tokens,
+        "learning_rate": options.learning_rate * CORRECTION,
+        "cosine": 0.0,
+        "kl": 0.0,
+        "lm": 1.0,
+        "checks": 0,
+    }
+    weights = heal(course, teacher, None, texts, options.model_copy(update=changes))
+    learned = copy.deepcopy(teacher)
+    learned.load_state_dict(weights, strict=False)  # a tied head is no tensor of its own
+    return learned
+
+
+def _taught_by(teacher: PuzzleForCausalLM, dtype: torch.dtype) -> PuzzleForCausalLM:
+    """The teacher in the dtype of the arithmetic; where ranks share it, a copy that they do."""
+    if here().world == 1 and _dtype(teacher) == dtype:
+        return teacher
+    own = copy.deepcopy(teacher).to(dtype)
+    shard(own, own.model.layers, dtype)
+    return own
+
+
+def _dtype(model: PuzzleForCausalLM) -> torch.dtype:
+    return next(model.parameters()).dtype

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from puzzle import corpus
+from puzzle.config import Config
 from puzzle.errors import PuzzleError
 
 Mixture = Mapping[str, float]  # source -> weight; weights need not sum to 1
@@ -57,6 +58,43 @@ def shares(count: int, mixture: Mixture) -> dict[str, int]:
     for source in most[: count - sum(found.values())]:
         found[source] += 1
     return found
+
+
+def split_texts(config: Config, tokenizer: Any) -> dict[str, torch.Tensor]:
+    """Token ids [S, T] of a run's three disjoint splits."""
+    return mixed(
+        config.data,
+        tokenizer,
+        length=config.sequence_length,
+        tokens=config.tokens.model_dump(),
+        seed=config.seed,
+    )
+
+
+def healing_text(config: Config, tokenizer: Any, calibration_ST: torch.Tensor) -> torch.Tensor:
+    """Token ids [S, T] of what a run heals on: its calibration split, or `heal.data`.
+
+    Raises:
+        PuzzleError: too little text, with what is asked for.
+    """
+    options = config.heal
+    if options.data is None:
+        return calibration_ST
+    wanted = options.data_tokens or options.tokens
+    try:
+        return mixed(
+            options.data,
+            tokenizer,
+            length=config.sequence_length,
+            tokens={"calibration": wanted},
+            seed=config.seed,
+        )["calibration"]
+    except PuzzleError as error:
+        reason = str(error).partition(";")[0]  # what comes then is advice for a search
+        raise PuzzleError(
+            f"healing: {reason}; give more text, or read it several times with "
+            "--set heal.data_tokens=... below that"
+        ) from None
 
 
 def mixed(

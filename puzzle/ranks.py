@@ -8,9 +8,12 @@ that dies is replaced by running the same command again.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
+Made = TypeVar("Made")
 PATIENCE = timedelta(days=30)  # a barrier waits as long as the longest stage of another rank
 
 
@@ -46,6 +49,15 @@ class Ranks:
 
             self.join()
             dist.barrier()
+
+    def first(self, make: Callable[[], Made]) -> Made:
+        """What `make` returns; the leading rank makes it, then the others, from its records."""
+        if not self.leads:
+            self.barrier()
+        made = make()
+        if self.leads:
+            self.barrier()
+        return made
 
     def join(self) -> None:
         """Be one of the ranks that exchange data from now on."""

@@ -22,7 +22,7 @@ from puzzle.objective import Objective
 from puzzle.parent import Parent
 from puzzle.run import Run
 from puzzle.trace import trace
-from puzzle.training import Progress
+from puzzle.training import Progress, Texts
 from puzzle.window import Window
 
 BLOCKS = tuple(map(Block.parse, ("gqa2+ffn32", "noop+ffn96", "gqa1+noop")))
@@ -58,7 +58,7 @@ def sequences(count: int, seed: int) -> torch.Tensor:
 
 
 def course(folder: Path, inputs: str = "inputs") -> Course:
-    return Course(Run(folder), "budget", inputs)
+    return Course(Run(folder), "children/budget/healed", inputs)
 
 
 def same(one: Weights, other: Weights) -> bool:
@@ -106,8 +106,8 @@ def test_the_loss_falls_on_text_it_has_not_seen(
     options = OPTIONS.model_copy(update={"tokens": 60 * 96})
     path = course(tmp_path)
     before = {name: weight.clone() for name, weight in child.state_dict().items()}
-    healed = heal(path, child, teacher, sequences(64, seed=2), options)
-    steps = path.run.info(path.healed)["losses"]
+    healed = heal(path, child, teacher, Texts(sequences(64, seed=2)), options)
+    steps = path.run.info(path.record)["losses"]
     assert len(steps) == 60
     first, last = (
         {name: sum(step[name] for step in some) for name in ("kl", "cosine")}
@@ -133,7 +133,7 @@ def test_a_killed_healing_goes_on_to_the_same_bits(
     dtype: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tokens = sequences(10, seed=2)  # three epochs, whose ends fall inside a step
+    texts = Texts(sequences(10, seed=2))  # three epochs, whose ends fall inside a step
     options = OPTIONS.model_copy(update={"dtype": dtype, "lm": 0.5})
 
     def live(path: Course, *, dies_at: int = STEPS + 1, checkpoint_s: float = 0.0) -> Weights:
@@ -145,7 +145,7 @@ def test_a_killed_healing_goes_on_to_the_same_bits(
 
         monkeypatch.setattr(checkpoints, "EVERY_S", checkpoint_s)
         child = assemble(library, BLOCKS)
-        return heal(path, child, teacher, tokens, options, watch=mortal)
+        return heal(path, child, teacher, texts, options, watch=mortal)
 
     whole, killed = course(tmp_path / "whole"), course(tmp_path / "killed")
     wanted = live(whole, checkpoint_s=1e9)
@@ -155,7 +155,7 @@ def test_a_killed_healing_goes_on_to_the_same_bits(
     with pytest.raises(KeyboardInterrupt):
         live(killed, dies_at=9, checkpoint_s=1e9)  # whose steps are lost
     assert same(live(killed), wanted)
-    assert killed.run.info(killed.healed) == whole.run.info(whole.healed)
+    assert killed.run.info(killed.record) == whole.run.info(whole.record)
     assert not killed.run.names(f"{killed.checkpoints.folder}/**/*")  # no longer needed
 
 
@@ -166,21 +166,21 @@ def test_a_second_call_reads_the_first_and_other_inputs_train_again(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tokens = sequences(8, seed=2)
-    first = heal(course(tmp_path), child, teacher, tokens, OPTIONS)
-    other = heal(course(tmp_path, "other"), child, teacher, tokens, OPTIONS)
+    texts = Texts(sequences(8, seed=2))
+    first = heal(course(tmp_path), child, teacher, texts, OPTIONS)
+    other = heal(course(tmp_path, "other"), child, teacher, texts, OPTIONS)
     assert same(first, other)  # the same result, though made again
     monkeypatch.setattr(stage, "Training", None)
-    assert same(heal(course(tmp_path, "other"), child, teacher, tokens, OPTIONS), first)
+    assert same(heal(course(tmp_path, "other"), child, teacher, texts, OPTIONS), first)
     with pytest.raises(TypeError):
-        heal(course(tmp_path), child, teacher, tokens, OPTIONS)
+        heal(course(tmp_path), child, teacher, texts, OPTIONS)
 
 
 def test_no_tokens_leave_the_child(
     library: Library, child: PuzzleForCausalLM, teacher: PuzzleForCausalLM, tmp_path: Path
 ) -> None:
     none = Heal(tokens=0)
-    healed = heal(course(tmp_path), child, teacher, sequences(4, seed=2), none)
+    healed = heal(course(tmp_path), child, teacher, Texts(sequences(4, seed=2)), none)
     assert same(healed, dict(child.named_parameters()))
 
 
@@ -191,10 +191,10 @@ def test_a_large_batch_is_the_mean_of_its_parts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Sequences go through a few at a time; the last part may be smaller."""
-    tokens = sequences(5, seed=2)
+    texts = Texts(sequences(5, seed=2))
     options = Heal(tokens=3 * 120, batch_tokens=120)
-    whole = heal(course(tmp_path / "whole"), child, teacher, tokens, options)
+    whole = heal(course(tmp_path / "whole"), child, teacher, texts, options)
     monkeypatch.setattr(training, "MICRO_TOKENS", 48)
-    parts = heal(course(tmp_path / "parts"), child, teacher, tokens, options)
+    parts = heal(course(tmp_path / "parts"), child, teacher, texts, options)
     for name, weight in whole.items():
         torch.testing.assert_close(parts[name], weight, rtol=1e-3, atol=1e-5)
