@@ -17,6 +17,7 @@ children/<budget>/healed        the healed child's tensors; healed.part/ while t
 children/<budget>/corrected     the parent that taught it, where it learned the text first
 children/<budget>/tensorboard/  event files of the healing's losses
 children/<budget>/evaluation.M  what M is worth: the parent, the uniform child, the child, healed
+children/<budget>/compared/M.W  what M says or does, as `puzzle evaluate` found it
 children/<budget>/hf/puzzle     in the exported checkpoint: where it comes from
 """
 

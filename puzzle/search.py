@@ -41,7 +41,7 @@ from puzzle.hardware.price import cost_source, price
 from puzzle.hardware.throughput import reference_of
 from puzzle.heal import Course, heal
 from puzzle.library import Library
-from puzzle.measure import kl_of
+from puzzle.measure import nearest
 from puzzle.mend import mend
 from puzzle.menu import Choice, Losses, Menu
 from puzzle.mixture import healing_text, split_texts
@@ -235,8 +235,7 @@ def _mended(
     """The assembled child of a choice; mended, where that brings it nearer on the scoring text."""
     inputs = fingerprint(inputs, choice.as_record()["blocks"])
     weights = mend(library, choice.blocks, list(window.parts), name=name, inputs=inputs)
-    plain, near = assemble(library, choice.blocks), from_weights(library, choice.blocks, weights)
-    return min(plain, near, key=partial(kl_of, library))
+    return nearest(library, choice.blocks, weights)
 
 
 def _menu(parent: Parent, losses: Losses, budget: Budget, costs: str) -> Menu:
