@@ -40,6 +40,7 @@ def main() -> None:
 @app.command()
 def search(
     model: Annotated[str | None, typer.Option(help="A checkpoint folder or hub id.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="What heals it, if not MODEL.")] = None,
     data: Annotated[str | None, typer.Option(help="Text, JSONL, parquet or hub dataset.")] = None,
     budget: Annotated[str | None, typer.Option(help="A budget's name or YAML file.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run directory.")] = None,
@@ -55,8 +56,9 @@ def search(
     from puzzle import search as search_for
     from puzzle.ranks import here
 
+    said = [f'teacher="{teacher}"'] if teacher else []
     result = search_for(
-        model, data=data, budget=budget, out=out, config=config, settings=settings or ()
+        model, data=data, budget=budget, out=out, config=config, settings=[*said, *(settings or ())]
     )
     if here().leads:
         _show(result)
@@ -97,14 +99,16 @@ def evaluate(
     data: Annotated[str | None, typer.Option(help="Other text than the run's own.")] = None,
     tasks: Annotated[str, typer.Option(help="lm-eval tasks, or YAML files of some: a,b.yaml")] = "",
     lengths: Annotated[str, typer.Option(help="Of texts that hide a number, in tokens.")] = "",
+    budget: Annotated[str | None, typer.Option(help="Which budget's child of a run.")] = None,
     out: Annotated[Path | None, typer.Option(help="Where to keep what was found.")] = None,
 ) -> None:
     """Compare a child with its parent: text, questions, tasks, generation, long contexts."""
+    from puzzle import open_result
     from puzzle.compare import LENGTHS
     from puzzle.compare import evaluate as evaluate_for
 
     found = evaluate_for(
-        target,
+        open_result(target, budget) if budget else target,
         parent=parent,
         data=data,
         tasks=_words(tasks),

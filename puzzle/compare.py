@@ -17,7 +17,7 @@ from puzzle.comparison import Cell, Comparison, cells_of
 from puzzle.evaluate import TOP
 from puzzle.evaluate import evaluate as evaluate_text
 from puzzle.generation import continuations
-from puzzle.harness import check, marks
+from puzzle.harness import check, contents, marks
 from puzzle.needle import needles
 from puzzle.result import Result
 from puzzle.run import CONFIG
@@ -83,7 +83,8 @@ def _compare(asked: Examination, tasks: Sequence[str], lengths: Sequence[int]) -
         ),
     )
     cells = {row: cells_of(texts, *about) for row, about in ROWS.items()}
-    beginnings = asked.tokens[:BEGINNINGS, :BEGINNING_TOKENS]
+    apart = max(1, len(asked.tokens) // BEGINNINGS)
+    beginnings = asked.tokens[::apart][:BEGINNINGS, :BEGINNING_TOKENS]
     said = asked.answers(
         "generation",
         [text, NEW_TOKENS],
@@ -123,11 +124,9 @@ def _needles(
 
 def _task(asked: Examination, task: str) -> dict[str, dict[str, Cell]]:
     """The table's rows of one lm-eval task."""
-    path = Path(task)
-    written = path.read_text() if path.exists() else task
     answers = asked.answers(
-        f"task.{path.stem}",
-        written,
+        f"task.{Path(task).stem}",
+        contents(task),
         lambda subject: [
             asdict(mark) for mark in marks(subject.model, asked.parent.tokenizer, task)
         ],

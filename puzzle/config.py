@@ -179,6 +179,7 @@ class Config(StrictModel):
     """One run, whole; what is not said is the embedded demonstration."""
 
     model: str = "embedded"  # or a checkpoint folder, or a hub id
+    teacher: str | None = None  # what heals the child; the model itself unless told
     data: Data = "embedded"  # or text files, or a hub dataset, or several: {books.txt: 0.7, ...}
     budget: str = "h100-1gpu"  # or a budget's YAML file
     costs: str = "data sheet"  # or roofline, public (tables), or the path of a measured table

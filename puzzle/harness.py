@@ -6,7 +6,9 @@ hub; a YAML file whose `dataset_path` is `json` reads files that lie here.
 
 from __future__ import annotations
 
+import hashlib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -68,6 +70,16 @@ def check(tasks: Sequence[str]) -> None:
         raise PuzzleError(
             "tasks need lm-eval, which is not installed; run pip install 'puzzle-nas[eval]'"
         )
+
+
+def contents(task: str) -> list[str]:
+    """What a task is made of, as far as it lies here: its YAML file and the files that it names."""
+    if not Path(task).is_file():
+        return [task]
+    text = Path(task).read_text()
+    named = [Path(word) for word in re.findall(r"[^\s'\"\[\]{},]+", text)]
+    files = [path.read_bytes() for path in named if path.is_file()]
+    return [text, *(hashlib.sha256(data).hexdigest() for data in files)]
 
 
 def _marks(task: str, row: dict[str, Any], better: dict[str, bool]) -> list[Mark]:

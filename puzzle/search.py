@@ -7,7 +7,7 @@
             on request again with exact scores where picked blocks are in doubt; the best few are
             measured, and the nearest to the parent is the child, or one still nearer around it.
 5. Mend     the assembled child: its last matrices are refit on its own stream, layer by layer.
-6. Heal     it by global knowledge distillation from the parent.
+6. Heal     it by global knowledge distillation from the parent, or another teacher.
 7. Evaluate the parent, the uniform child and the child, before and after healing.
 8. Export   the child as a checkpoint that engines load, and write the report.
 
@@ -33,6 +33,7 @@ from puzzle.budget import Budget, load_budget
 from puzzle.choose import choose
 from puzzle.config import Config, load_config
 from puzzle.distill import behind, distill
+from puzzle.errors import PuzzleError
 from puzzle.evaluate import evaluate
 from puzzle.export.checkpoint import write_checkpoint
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
@@ -126,6 +127,7 @@ def _search(run: Run, config: Config) -> Result:
     check_family(config.target, parent.family)
     space = layer_blocks(parent.blocks, config.space, config.target)
     _require_feasible(parent, space, budget, config.costs)
+    _teacher(parent, config)  # what is wrong with it is said before anything is computed
     texts = split_texts(config, parent.tokenizer)
     if here().leads:
         run.write_text(CONFIG, config.to_yaml())
@@ -185,10 +187,14 @@ def _make_child(
         mended = partial(_mended, library, window, fingerprint("mend", made))
         child = here().first(lambda: mended(choice, records.child(budget.name, "child")))
     with run.stage("heal"):
-        teacher = assemble(library, parent.blocks)
-        inputs = fingerprint("mended", made, choice.as_record()["blocks"], config.heal.model_dump())
+        whole = assemble(library, parent.blocks)
+        other = _teacher(parent, config)
+        teacher = assemble(replace(library, parent=other), other.blocks) if other else whole
         lesson = healing_text(config, parent.tokenizer, texts["calibration"])
-        inputs = fingerprint(inputs, corpus.digest(lesson))
+        inputs = fingerprint(
+            *("mended", made, choice.as_record()["blocks"], config.heal.model_dump()),
+            *(corpus.digest(lesson), other and other.fingerprint),
+        )
         course = Course(run, records.child(budget.name, "healed"), inputs)
         watch = tensorboard(run.folder / records.child(budget.name, "tensorboard"))
         read = Texts(lesson, texts["scoring"])
@@ -200,7 +206,7 @@ def _make_child(
         questions = corpus.accuracy_items()[: config.evaluate.items]
         examine = partial(
             evaluate,
-            parent=teacher,
+            parent=whole,
             tokens=texts["evaluation"],
             tokenizer=parent.tokenizer,
             items=questions,
@@ -213,7 +219,7 @@ def _make_child(
             name = records.evaluation(budget.name, name)
             run.remember(name, asked, lambda: asdict(examine(model())))
 
-        judge("parent", lambda: teacher)
+        judge("parent", lambda: whole)
         if rival:
             judge("uniform", lambda: rival)
         judge("child", lambda: child)
@@ -227,6 +233,24 @@ def _make_child(
             run.save(records.exported(budget.name), choice.as_record(), asked)
     with run.stage("report"):
         write_report(result)
+
+
+def _teacher(parent: Parent, config: Config) -> Parent | None:
+    """The model a child learns from where that is not its parent.
+
+    Raises:
+        PuzzleError: it does not know the same tokens.
+    """
+    if config.teacher is None:
+        return None
+    teacher = open_parent(config.teacher, config.dtype)
+    if teacher.shape.vocab_size != parent.shape.vocab_size:
+        raise PuzzleError(
+            f"the teacher {teacher.name} has a vocabulary of {teacher.shape.vocab_size} tokens, "
+            f"{parent.name} one of {parent.shape.vocab_size}; a child learns token by token, so "
+            "give a teacher of the same vocabulary"
+        )
+    return teacher
 
 
 def _mended(

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from puzzle import corpus, records
+from puzzle import records
 from puzzle.assemble import assemble, from_weights
 from puzzle.config import Config, load_config
 from puzzle.errors import PuzzleError
 from puzzle.export.register import register
 from puzzle.library import Library
 from puzzle.measure import nearest
+from puzzle.mixture import Mixture, mixed
 from puzzle.parent import Parent, checkpoint_folder, checkpoint_print, open_parent
 from puzzle.result import COLUMNS, Result, open_result
 from puzzle.run import CONFIG, Run, fingerprint
@@ -45,13 +46,13 @@ class Examination:
     place: str  # of the records
     parent: Parent
     subjects: Mapping[str, Subject]
-    text: tuple[str, int, int, int]  # source, length of a sequence, tokens in all, seed
+    text: tuple[str | Mixture, int, int, int]  # source, length of a sequence, tokens in all, seed
 
     @cached_property
     def tokens(self) -> torch.Tensor:
         """The evaluation split [S, T]."""
         source, length, count, seed = self.text
-        cut = corpus.splits(
+        cut = mixed(
             source, self.parent.tokenizer, length=length, tokens={"evaluation": count}, seed=seed
         )
         return cut["evaluation"]
@@ -76,10 +77,12 @@ def of_run(target: str | Path | Result, data: str | None, other: object) -> Exam
         raise PuzzleError("a run has its own parent and records; leave --parent and --out away")
     result = target if isinstance(target, Result) else open_result(target)
     run, blocks = result.run, result.architecture.blocks
-    if run.load(records.exported(result.name))["blocks"] != [*map(str, blocks)]:
+    finished = records.exported(result.name)
+    made = run.load(finished)["blocks"] if run.names(f"{finished}.json") else []
+    if made != [*map(str, blocks)]:
         raise PuzzleError(
-            f"the child of budget {result.name} was chosen again after it was healed; "
-            "run `puzzle search` again first"
+            f"{run.folder} has chosen a child for budget {result.name} but not healed it; run "
+            "`puzzle search` with that budget first, or name another with --budget"
         )
     config = load_config(run.folder / CONFIG)
     parent = open_parent(config.model, config.dtype)

@@ -51,7 +51,9 @@ def test_show_and_status_read_the_run(run, result: Result) -> None:
 
 
 def test_evaluate_prints_the_table_the_texts_and_the_numbers_found(run, result: Result) -> None:
-    code, out, _ = run("evaluate", result.run.folder, "--lengths", "64,1024")
+    code, out, _ = run(
+        *("evaluate", result.run.folder, "--budget", "h100-1gpu", "--lengths", "64,1024")
+    )
     assert code == 0
     for word in ("top-5 agreement", "kept, healed", " +- ", "beginning: '"):
         assert word in out

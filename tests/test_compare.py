@@ -23,7 +23,7 @@ from puzzle.generation import continuations
 from puzzle.library import Library
 from puzzle.needle import DEPTHS, NUMBERS, hidden_number, needles
 from puzzle.parent import open_parent
-from puzzle.result import Result
+from puzzle.result import Result, open_result
 from puzzle.run import Run
 
 TASK = """
@@ -81,10 +81,18 @@ def test_what_was_found_is_kept(
 ) -> None:
     monkeypatch.setattr("puzzle.subjects.assemble", None)
     monkeypatch.setattr("puzzle.subjects.nearest", None)
-    again = puzzle_evaluate(result.run.folder, lengths=[64, 1024])
+    again = puzzle_evaluate(open_result(result.run.folder, result.name), lengths=[64, 1024])
     assert again.formatted().equals(compared.formatted())
     assert again.continuations.equals(compared.continuations)
     assert again.needles.equals(compared.needles)
+
+
+def test_a_child_that_is_only_chosen_is_not_compared(result: Result, tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    for name in ("config.yaml", "solutions/h100-1gpu.json", "solutions/h100-1gpu.txt"):
+        run.write_text(name, (result.run.folder / name).read_text())
+    with pytest.raises(PuzzleError, match="chosen a child for budget h100-1gpu but not healed it"):
+        puzzle_evaluate(run.folder)
 
 
 def test_lengths_beyond_the_parents_positions_are_left_out_with_a_sentence(
@@ -215,6 +223,17 @@ def test_tasks_without_the_harness_are_one_sentence(monkeypatch: pytest.MonkeyPa
         patched.setattr(harness, "find_spec", lambda name: None)
         with pytest.raises(PuzzleError, match=r"pip install 'puzzle-nas\[eval\]'"):
             puzzle_evaluate("embedded", parent="embedded", tasks=["hellaswag"])
+
+
+def test_a_task_is_its_file_and_the_files_it_names(tmp_path: Path) -> None:
+    path, data = tmp_path / "definitions.yaml", tmp_path / "definitions.jsonl"
+    path.write_text(TASK.format(folder=tmp_path))
+    without = harness.contents(str(path))
+    data.write_text("first")
+    first = harness.contents(str(path))
+    data.write_text("second")
+    assert len({tuple(without), tuple(first), tuple(harness.contents(str(path)))}) == 3
+    assert harness.contents("hellaswag") == ["hellaswag"]
 
 
 @pytest.mark.slow
