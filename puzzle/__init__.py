@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from puzzle.blocks.own import OwnVariant
     from puzzle.blocks.variant import FFN, GQA, Block, LinearMap, MoE, NoOp
     from puzzle.budget import Budget, load_budget
+    from puzzle.compare import evaluate
+    from puzzle.comparison import Comparison
     from puzzle.config import Config, load_config
     from puzzle.errors import InfeasibleError, PuzzleError
     from puzzle.export.register import register
@@ -32,6 +34,7 @@ __all__ = [
     "Architecture",
     "Block",
     "Budget",
+    "Comparison",
     "Config",
     "InfeasibleError",
     "LinearMap",
@@ -42,6 +45,7 @@ __all__ = [
     "PuzzleError",
     "Result",
     "add_variant",
+    "evaluate",
     "load_budget",
     "load_config",
     "open_parent",
@@ -55,6 +59,8 @@ __all__ = [
 _PUBLIC = {
     "search": "puzzle.search",
     "solve": "puzzle.search",
+    "evaluate": "puzzle.compare",
+    "Comparison": "puzzle.comparison",
     "Result": "puzzle.result",
     "open_result": "puzzle.result",
     "Architecture": "puzzle.architecture",

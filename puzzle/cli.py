@@ -17,11 +17,14 @@ from rich.table import Table
 from puzzle.errors import PuzzleError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from puzzle.result import Result
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Derive a faster LLM for your hardware."
 )
+WIDE = 120  # columns a table may take, whatever the terminal's
 RunFolder = Annotated[Path, typer.Argument(help="A run directory that `puzzle search` made.")]
 
 
@@ -37,6 +40,7 @@ def main() -> None:
 @app.command()
 def search(
     model: Annotated[str | None, typer.Option(help="A checkpoint folder or hub id.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="What heals it, if not MODEL.")] = None,
     data: Annotated[str | None, typer.Option(help="Text, JSONL, parquet or hub dataset.")] = None,
     budget: Annotated[str | None, typer.Option(help="A budget's name or YAML file.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run directory.")] = None,
@@ -52,8 +56,9 @@ def search(
     from puzzle import search as search_for
     from puzzle.ranks import here
 
+    said = [f'teacher="{teacher}"'] if teacher else []
     result = search_for(
-        model, data=data, budget=budget, out=out, config=config, settings=settings or ()
+        model, data=data, budget=budget, out=out, config=config, settings=[*said, *(settings or ())]
     )
     if here().leads:
         _show(result)
@@ -85,6 +90,37 @@ def show(
     from puzzle import open_result
 
     _show(open_result(run, budget))
+
+
+@app.command()
+def evaluate(
+    target: Annotated[str, typer.Argument(help="A run directory, or a checkpoint.")],
+    parent: Annotated[str | None, typer.Option(help="What a checkpoint is compared with.")] = None,
+    data: Annotated[str | None, typer.Option(help="Other text than the run's own.")] = None,
+    tasks: Annotated[str, typer.Option(help="lm-eval tasks, or YAML files of some: a,b.yaml")] = "",
+    lengths: Annotated[str, typer.Option(help="Of texts that hide a number, in tokens.")] = "",
+    budget: Annotated[str | None, typer.Option(help="Which budget's child of a run.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to keep what was found.")] = None,
+) -> None:
+    """Compare a child with its parent: text, questions, tasks, generation, long contexts."""
+    from puzzle import open_result
+    from puzzle.compare import LENGTHS
+    from puzzle.compare import evaluate as evaluate_for
+
+    found = evaluate_for(
+        open_result(target, budget) if budget else target,
+        parent=parent,
+        data=data,
+        tasks=_words(tasks),
+        lengths=[*map(_whole, _words(lengths))] or LENGTHS,
+        out=out,
+    )
+    console = Console(width=WIDE)
+    for table in found.tables():
+        console.print(_frame(table))
+        console.print()
+    for line in found.lines():
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -187,13 +223,28 @@ def _solve_problem(path: Path) -> None:
 
 def _show(result: Result) -> None:
     console = Console()
-    table = Table(box=None, pad_edge=False)
-    formatted = result.formatted()
-    table.add_column("", no_wrap=True)
-    for name in formatted.columns:
-        table.add_column(str(name), justify="right", no_wrap=True)
-    for row, values in formatted.iterrows():
-        table.add_row(str(row), *map(str, values))
-    console.print(table)
+    console.print(_frame(result.formatted()))
     console.print()
     console.print(result.summary(), highlight=False, markup=False, soft_wrap=True)
+
+
+def _frame(frame: pd.DataFrame) -> Table:
+    """A frame of texts as a table: names on the left, numbers on the right."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for name in frame.columns:
+        table.add_column(str(name), justify="right", no_wrap=True)
+    for row, values in frame.iterrows():
+        table.add_row(str(row), *map(str, values))
+    return table
+
+
+def _words(text: str) -> list[str]:
+    """The words of a list with commas."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _whole(word: str) -> int:
+    if not word.isdecimal():
+        raise PuzzleError(f"{word!r} is not a whole number; write lengths like 1024,4096")
+    return int(word)

@@ -64,6 +64,20 @@ def _size(value: object) -> Quantity:
 Size = Annotated[Quantity, PlainValidator(_size), PlainSerializer(str)]
 
 
+def _data(value: object) -> str | dict[str, float]:
+    if isinstance(value, str):
+        return value
+    weights = value if isinstance(value, dict) else {}
+    if weights and all(
+        isinstance(weight, int | float) and weight > 0 for weight in weights.values()
+    ):
+        return {str(source): float(weight) for source, weight in weights.items()}
+    raise ValueError("expected a text, or several with weights: {books.txt: 0.7, web.jsonl: 0.3}")
+
+
+Data = Annotated[str | dict[str, float], PlainValidator(_data)]
+
+
 Loss = Literal["mse", "cosine", "fisher"]  # of blockwise distillation
 Doubt = Literal["never", "saturated", "picked"]  # which picked blocks are scored exactly
 
@@ -126,14 +140,32 @@ class Evaluate(StrictModel):
     items: PositiveInt = 1_000
 
 
+class Phase(StrictModel):
+    """A stretch of the healing: its share of the tokens, its batch, its sequences."""
+
+    share: PositiveFloat = 1.0  # of the sum of all phases' shares
+    sequence_length: PositiveInt | None = None  # a divisor of the text's, which is the default
+    batch_tokens: PositiveInt | None = None  # heal.batch_tokens unless told otherwise
+
+
 class Heal(StrictModel):
-    """Global distillation of the child: loss = cosine sum_layers (1 - cos) + kl KL(p || c)."""
+    """Training of the whole child: cosine sum_layers (1 - cos) + kl KL(p || c) + lm LM."""
 
     tokens: NonNegativeInt = 131_072
     batch_tokens: PositiveInt = 2_048
     learning_rate: PositiveFloat = 5e-4
     cosine: NonNegativeFloat = 1.0
     kl: NonNegativeFloat = 1.0
+    lm: NonNegativeFloat = 0.0  # on the text itself; the paper's best has none
+    data: Data | None = None  # another text than the run's, or a mixture
+    data_tokens: PositiveInt | None = None  # of it, read again when through; `tokens` unless told
+    schedule: tuple[Phase, ...] = ()  # one phase unless told otherwise
+    checks: NonNegativeInt = 0  # of the loss on the scoring text, evenly spread; the best is kept
+    patience: PositiveInt = 3  # so many checks in a row without a new best end the healing
+    correct_tokens: NonNegativeInt = 0  # that the parent first learns, before it teaches
+    layers: tuple[NonNegativeInt, ...] = ()  # of the parent, that a shallower student holds
+    dtype: Literal["float32", "bfloat16"] | None = None  # of its arithmetic; the run's unless told
+    recompute: bool = False  # activations in the backward pass: less memory, a third more time
 
 
 class Ceiling(StrictModel):
@@ -147,7 +179,8 @@ class Config(StrictModel):
     """One run, whole; what is not said is the embedded demonstration."""
 
     model: str = "embedded"  # or a checkpoint folder, or a hub id
-    data: str = "embedded"  # or text files, or a hub dataset
+    teacher: str | None = None  # what heals the child; the model itself unless told
+    data: Data = "embedded"  # or text files, or a hub dataset, or several: {books.txt: 0.7, ...}
     budget: str = "h100-1gpu"  # or a budget's YAML file
     costs: str = "data sheet"  # or roofline, public (tables), or the path of a measured table
     target: Literal["vllm", "hf"] = "vllm"  # the engine that must load the child

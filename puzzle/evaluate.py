@@ -12,16 +12,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
 
 from puzzle.corpus import Item
-from puzzle.export.modeling_puzzle import CACHE, PuzzleForCausalLM
+from puzzle.export.modeling_puzzle import CACHE
 from puzzle.progress import track
 from puzzle.spread import std_error
 
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 2048  # of one forward pass
+LOGIT_BYTES = 2**26  # of one model's logits at a time, so that [B, T, V] is never whole
 PAIRS_AT_ONCE = 128
+TOP = 5
 Ids = tuple[int, ...]
+Values = dict[str, torch.Tensor]  # metric -> a value for each sequence [S]
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,11 @@ class Evaluation:
     kl: float  # KL(parent || model) per token, 0 for the parent
     kl_std_error: float  # over sequences
     perplexity: float
+    perplexity_std_error: float
     agreement: float  # share of positions where parent and model prefer the same next token
+    agreement_std_error: float
+    top_agreement: float  # share of the parent's TOP likeliest tokens among the model's
+    top_agreement_std_error: float
     accuracy: float  # on the embedded multiple-choice set
     accuracy_std_error: float
     tokens: int
@@ -40,8 +49,8 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: PuzzleForCausalLM,
-    parent: PuzzleForCausalLM,
+    model: PreTrainedModel,
+    parent: PreTrainedModel,
     tokens: torch.Tensor,
     *,
     tokenizer: Any,
@@ -49,20 +58,19 @@ def evaluate(
 ) -> Evaluation:
     """Compare a model with its parent on token ids [S, T] and on multiple-choice items."""
     size = max(1, BATCH_TOKENS // tokens.shape[1])
-    kls, losses, agreements = [], [], []
-    for batch in track(tokens.split(size), "evaluate"):
-        p = parent(batch, use_cache=False).logits.float().log_softmax(-1)
-        q = model(batch, use_cache=False).logits.float().log_softmax(-1)
-        kls.append((p.exp() * (p - q)).sum(-1).mean(-1))
-        losses.append(-q[:, :-1].gather(-1, batch[:, 1:, None]).mean(dim=(1, 2)))
-        agreements.append((p.argmax(-1) == q.argmax(-1)).float().mean(-1))
-    kl, loss, agreement = (torch.cat(parts) for parts in (kls, losses, agreements))
+    batches = [_compare(model, parent, batch) for batch in track(tokens.split(size), "evaluate")]
+    text = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
     right = torch.tensor(list(_answers(model, tokenizer, items)))
+    perplexity = math.exp(text["loss"].mean())
     return Evaluation(
-        kl=float(kl.mean()),
-        kl_std_error=std_error(kl),
-        perplexity=math.exp(loss.mean()),
-        agreement=float(agreement.mean()),
+        kl=float(text["kl"].mean()),
+        kl_std_error=std_error(text["kl"]),
+        perplexity=perplexity,
+        perplexity_std_error=perplexity * std_error(text["loss"]),
+        agreement=float(text["agreement"].mean()),
+        agreement_std_error=std_error(text["agreement"]),
+        top_agreement=float(text["top_agreement"].mean()),
+        top_agreement_std_error=std_error(text["top_agreement"]),
         accuracy=float(right.mean()),
         accuracy_std_error=std_error(right),
         tokens=tokens.numel(),
@@ -70,7 +78,52 @@ def evaluate(
     )
 
 
-def _answers(model: PuzzleForCausalLM, tokenizer: Any, items: Sequence[Item]) -> Iterator[float]:
+def _compare(model: PreTrainedModel, parent: PreTrainedModel, batch: torch.Tensor) -> Values:
+    """Each metric's mean over the positions of each sequence of a batch [S, T]."""
+    wanted = _hidden(parent, batch)
+    given = wanted if model is parent else _hidden(model, batch)
+    following = batch.roll(-1, dims=1)
+    heads = parent.get_output_embeddings(), model.get_output_embeddings()
+    vocabulary = heads[0].weight.shape[0]
+    size = max(1, LOGIT_BYTES // (4 * vocabulary * len(batch)))
+    parts = [
+        _compare_positions(
+            heads, *(each[:, start : start + size] for each in (wanted, given, following))
+        )
+        for start in range(0, batch.shape[1], size)
+    ]
+    values = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
+    values["loss"] = values["loss"][:, :-1]  # what follows the last token is not known
+    return {name: value.mean(dim=-1) for name, value in values.items()}
+
+
+def _hidden(model: PreTrainedModel, batch: torch.Tensor) -> torch.Tensor:
+    """What the head multiplies with [S, T, D]."""
+    hidden: torch.Tensor = model.base_model(batch, use_cache=False).last_hidden_state
+    return hidden
+
+
+def _compare_positions(
+    heads: tuple[nn.Module, nn.Module],
+    wanted: torch.Tensor,
+    given: torch.Tensor,
+    following: torch.Tensor,
+) -> Values:
+    """The metrics at every one of these positions [S, T]."""
+    log_p, log_q = (
+        head(hidden).float().log_softmax(-1) for head, hidden in zip(heads, (wanted, given))
+    )
+    best_p, best_q = (log.topk(min(TOP, log.shape[-1]), dim=-1).indices for log in (log_p, log_q))
+    shared = (best_p[..., :, None] == best_q[..., None, :]).any(-1)
+    return {
+        "kl": (log_p.exp() * (log_p - log_q)).sum(-1),
+        "loss": -log_q.gather(-1, following[..., None]).squeeze(-1),
+        "agreement": (log_p.argmax(-1) == log_q.argmax(-1)).float(),
+        "top_agreement": shared.float().mean(-1),
+    }
+
+
+def _answers(model: PreTrainedModel, tokenizer: Any, items: Sequence[Item]) -> Iterator[float]:
     """1.0 for each item whose right word is the likeliest continuation of its definition."""
     pairs = [
         (f"{item.kind}, {item.definition}:", f" {choice}")
@@ -85,7 +138,7 @@ def _answers(model: PuzzleForCausalLM, tokenizer: Any, items: Sequence[Item]) ->
 
 @torch.no_grad()
 def continuation_log_likelihoods(
-    model: PuzzleForCausalLM, tokenizer: Any, pairs: Sequence[tuple[str, str]]
+    model: PreTrainedModel, tokenizer: Any, pairs: Sequence[tuple[str, str]]
 ) -> torch.Tensor:
     """`log p(continuation | prefix)` of each pair, summed over the continuation's tokens.
 
@@ -107,7 +160,7 @@ def continuation_log_likelihoods(
 
 
 def _log_likelihoods(
-    model: PuzzleForCausalLM, prefixes: Sequence[Ids], continuations: Sequence[Ids]
+    model: PreTrainedModel, prefixes: Sequence[Ids], continuations: Sequence[Ids]
 ) -> torch.Tensor:
     """The same for token ids, all prefixes being of one length."""
     distinct = list(dict.fromkeys(prefixes))
@@ -117,7 +170,7 @@ def _log_likelihoods(
     rest = pad_sequence([torch.tensor(ids) for ids in continuations], batch_first=True)
     logits = [read.logits[which]]
     if rest.shape[1] > 1:
-        logits.append(model(rest[:, :-1], use_cache=True, cache=read[CACHE]).logits)
+        logits.append(model(rest[:, :-1], use_cache=True, **{CACHE: read[CACHE]}).logits)
     log_p = torch.cat(logits, dim=1).float().log_softmax(-1)
     per_token = log_p.gather(-1, rest[..., None]).squeeze(-1)
     lengths = torch.tensor([len(ids) for ids in continuations])

@@ -112,8 +112,9 @@ def quality(result: Result) -> Picture:
     figure, (bars, curve) = _figure(16, columns=2)
     _bars(bars, result, "KL to the parent", "{:.3f}")
     steps = result.healing
-    for name, color in (("kl", HEALED), ("cosine", UNIFORM)):
-        if len(steps):
+    first = "kl" if "kl" in steps else "lm"  # how well the text is told, where there is no teacher
+    for name, color in ((first, HEALED), ("cosine", UNIFORM)):
+        if name in steps:
             curve.plot(steps.index + 1, steps[name], color=color, label=f"{name} loss")
     curve.set(xlabel="healing step", ylim=(0, None))
     if len(steps):

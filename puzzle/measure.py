@@ -12,14 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import nn
 
 from puzzle import records
+from puzzle.assemble import assemble, from_weights
 from puzzle.blocks.variant import Block
+from puzzle.export.modeling_puzzle import PuzzleForCausalLM
 from puzzle.library import Library
+from puzzle.modules import Weights
 from puzzle.progress import track
 from puzzle.swap import Blocks
 
@@ -108,6 +111,12 @@ def kl_of(library: Library, model: nn.Module) -> float:
         logits_TV = model(tokens_T[None], use_cache=False).logits[0]
         kls.append(kl(reference, logits_TV.float().log_softmax(dim=-1)).mean())
     return float(torch.stack(kls).mean())
+
+
+def nearest(library: Library, blocks: Blocks, mended: Weights) -> PuzzleForCausalLM:
+    """The assembled child of these blocks, or the mended one: the nearer on the scoring text."""
+    models = assemble(library, blocks), from_weights(library, blocks, mended)
+    return min(models, key=partial(kl_of, library))
 
 
 def _start(own: Blocks, child: Blocks) -> int:

@@ -49,15 +49,8 @@ class Parent:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identifies configuration and weights: a hash of the config and of each file's header."""
-        digest = hashlib.sha256((self.folder / "config.json").read_bytes())
-        digest.update(str(self.dtype).encode())
-        for path in sorted(set(self._files.values())):
-            with path.open("rb") as file:
-                digest.update(file.read(1 << 20))
-                file.seek(-min(path.stat().st_size, 1 << 20), 2)
-                digest.update(file.read())
-        return digest.hexdigest()[:16]
+        """Identifies configuration, weights and compute dtype."""
+        return checkpoint_print(self.folder, self.dtype)
 
     def tensors(self, names: Iterable[str]) -> Weights:
         """The named tensors in the compute dtype; PuzzleError on a missing or non-finite one."""
@@ -159,11 +152,27 @@ def open_parent(model: str, dtype: str = "float32") -> Parent:
     Raises PuzzleError, in one sentence, for a folder without a checkpoint, a family that is not
     supported, a hub id that cannot be had.
     """
+    return Parent(checkpoint_folder(model), model, _dtype(dtype))
+
+
+def checkpoint_folder(model: str) -> Path:
+    """Where `embedded`, a local folder or a hub id lies; PuzzleError where it cannot be had."""
     if model == "embedded":
-        return Parent(Path(str(resources.files("puzzle.data") / "parent")), model, _dtype(dtype))
-    if Path(model).is_dir():
-        return Parent(Path(model), model, _dtype(dtype))
-    return Parent(_download(model), model, _dtype(dtype))
+        return Path(str(resources.files("puzzle.data") / "parent"))
+    folder = Path(model) if Path(model).is_dir() else _download(model)
+    return _config_file(folder, model).parent
+
+
+def checkpoint_print(folder: Path, dtype: torch.dtype) -> str:
+    """Identifies a checkpoint: a hash of its config and of each weight file's ends."""
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    digest.update(str(dtype).encode())
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            digest.update(file.read(1 << 20))
+            file.seek(-min(path.stat().st_size, 1 << 20), 2)
+            digest.update(file.read())
+    return digest.hexdigest()[:16]
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -187,13 +196,17 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _read_config(folder: Path, name: str) -> Any:
+def _config_file(folder: Path, name: str) -> Path:
     path = folder / "config.json"
     if not path.exists():
         raise PuzzleError(
             f"{name} has no config.json; give the folder of a Hugging Face checkpoint"
         )
-    fields = json.loads(path.read_text())
+    return path
+
+
+def _read_config(folder: Path, name: str) -> Any:
+    fields = json.loads(_config_file(folder, name).read_text())
     if quantized := fields.get("quantization_config"):
         raise PuzzleError(
             f"{name} holds {quantized.get('quant_method')} quantized weights; give the same model "

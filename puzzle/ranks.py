@@ -8,9 +8,12 @@ that dies is replaced by running the same command again.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
+Made = TypeVar("Made")
 PATIENCE = timedelta(days=30)  # a barrier waits as long as the longest stage of another rank
 
 
@@ -44,9 +47,44 @@ class Ranks:
         if self.world > 1:
             import torch.distributed as dist
 
-            if not dist.is_initialized():
-                dist.init_process_group("gloo", timeout=PATIENCE)
+            self.join()
             dist.barrier()
+
+    def first(self, make: Callable[[], Made]) -> Made:
+        """What `make` returns; the leading rank makes it, then the others, from its records."""
+        if not self.leads:
+            self.barrier()
+        made = make()
+        if self.leads:
+            self.barrier()
+        return made
+
+    def join(self) -> None:
+        """Be one of the ranks that exchange data from now on."""
+        import torch.distributed as dist
+
+        if not dist.is_initialized():
+            dist.init_process_group("gloo", timeout=PATIENCE)
+
+    def agree(self, said: bool) -> bool:
+        """What the leading rank said."""
+        return bool(self._from_leader(float(said))) if self.world > 1 else said
+
+    def mean(self, values: dict[str, float]) -> dict[str, float]:
+        """The means of numbers over the ranks, in the order of their names."""
+        if self.world == 1:
+            return dict(sorted(values.items()))
+        import torch
+        import torch.distributed as dist
+
+        self.join()
+        names = sorted(values)
+        sums = torch.tensor([values[name] for name in names], dtype=torch.float64)
+        dist.all_reduce(sums)
+        return dict(zip(names, (sums / self.world).tolist()))
+
+    def _from_leader(self, value: float) -> float:
+        return self.mean({"": value * self.leads * self.world})[""]
 
 
 def here() -> Ranks:

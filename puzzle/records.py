@@ -13,8 +13,11 @@ scores/around/L07               what blocks would change in the child last looke
 costs/<hardware>/<budget>       what every block costs, at every batch
 solutions/<budget>              the chosen blocks, what they cost and what is proven
 children/<budget>/M.L07         the mended layer 7 of M: the child, or the uniform child
-children/<budget>/healed        the healed child's tensors
+children/<budget>/healed        the healed child's tensors; healed.part/ while they are made
+children/<budget>/corrected     the parent that taught it, where it learned the text first
+children/<budget>/tensorboard/  event files of the healing's losses
 children/<budget>/evaluation.M  what M is worth: the parent, the uniform child, the child, healed
+children/<budget>/compared/M.W  what M says or does, as `puzzle evaluate` found it
 children/<budget>/hf/puzzle     in the exported checkpoint: where it comes from
 """
 

@@ -155,7 +155,7 @@ class Result:
 
     @cached_property
     def healing(self) -> pd.DataFrame:
-        """One row a step of the healing: its cosine and KL losses."""
+        """One row a step of the healing: its losses, before their factors."""
         return pd.DataFrame(self.run.info(records.child(self.name, "healed"))["losses"])
 
     @cached_property

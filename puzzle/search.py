@@ -7,7 +7,7 @@
             on request again with exact scores where picked blocks are in doubt; the best few are
             measured, and the nearest to the parent is the child, or one still nearer around it.
 5. Mend     the assembled child: its last matrices are refit on its own stream, layer by layer.
-6. Heal     it by global knowledge distillation from the parent.
+6. Heal     it by global knowledge distillation from the parent, or another teacher.
 7. Evaluate the parent, the uniform child and the child, before and after healing.
 8. Export   the child as a checkpoint that engines load, and write the report.
 
@@ -17,7 +17,8 @@ command again does what is missing, and another budget re-solves in seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from puzzle.budget import Budget, load_budget
 from puzzle.choose import choose
 from puzzle.config import Config, load_config
 from puzzle.distill import behind, distill
+from puzzle.errors import PuzzleError
 from puzzle.evaluate import evaluate
 from puzzle.export.checkpoint import write_checkpoint
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
@@ -40,9 +42,10 @@ from puzzle.hardware.price import cost_source, price
 from puzzle.hardware.throughput import reference_of
 from puzzle.heal import Course, heal
 from puzzle.library import Library
-from puzzle.measure import kl_of
+from puzzle.measure import nearest
 from puzzle.mend import mend
 from puzzle.menu import Choice, Losses, Menu
+from puzzle.mixture import healing_text, split_texts
 from puzzle.parent import Parent, open_parent
 from puzzle.provenance import provenance
 from puzzle.ranks import here
@@ -54,6 +57,8 @@ from puzzle.score import score, scores
 from puzzle.settle import settle
 from puzzle.space import Options, layer_blocks, pieces
 from puzzle.trace import trace, trace_print
+from puzzle.tracker import tensorboard
+from puzzle.training import Texts
 from puzzle.trial import trial
 from puzzle.window import Window, windows
 
@@ -61,7 +66,7 @@ from puzzle.window import Window, windows
 def search(
     model: str | None = None,
     *,
-    data: str | None = None,
+    data: str | Mapping[str, float] | None = None,
     budget: str | None = None,
     out: str | Path | None = None,
     config: str | Path | None = None,
@@ -71,7 +76,8 @@ def search(
 
     Args:
         model: `embedded` (the default), a Hugging Face checkpoint folder, or a hub id.
-        data: `embedded` (the default), text, JSONL or parquet files, or a hub dataset.
+        data: `embedded` (the default), text, JSONL or parquet files, or a hub dataset; or several
+            of them with their weights.
         budget: the name of a shipped budget (default `h100-1gpu`), or a YAML file.
         out: the run directory; `runs/<model>` unless told otherwise.
         config: a YAML file with any field of `puzzle.config.Config`.
@@ -82,7 +88,7 @@ def search(
         InfeasibleError: no child keeps the budget.
     """
     given = {"model": model, "data": data, "budget": budget}
-    said = [f'{key}="{value}"' for key, value in given.items() if value is not None]
+    said = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     wanted = load_config(Path(config) if config else None, [*said, *settings])
     run = Run(out or Path("runs") / Path(wanted.model).name)
     with run.locked():
@@ -101,18 +107,28 @@ def solve(out: str | Path, budget: str) -> Result:
         return Result(run, asked.name)
 
 
+def heal_again(out: str | Path, *, budget: str | None = None, settings: Sequence[str]) -> Result:
+    """Heal the child of a run anew, as if the run had been configured so from the start.
+
+    Args:
+        out: the run directory of a finished search.
+        budget: the child of another budget than the last search's.
+        settings: what is to be different, like `heal.cosine=0`.
+    """
+    run = Run.existing(out)
+    said = [] if budget is None else [f"budget={json.dumps(budget)}"]
+    config = load_config(run.folder / CONFIG, [*said, *settings])
+    with run.locked():
+        return _search(run, config)
+
+
 def _search(run: Run, config: Config) -> Result:
     parent, budget = open_parent(config.model, config.dtype), load_budget(config.budget)
     check_family(config.target, parent.family)
     space = layer_blocks(parent.blocks, config.space, config.target)
     _require_feasible(parent, space, budget, config.costs)
-    texts = corpus.splits(
-        config.data,
-        parent.tokenizer,
-        length=config.sequence_length,
-        tokens=config.tokens.model_dump(),
-        seed=config.seed,
-    )
+    _teacher(parent, config)  # what is wrong with it is said before anything is computed
+    texts = split_texts(config, parent.tokenizer)
     if here().leads:
         run.write_text(CONFIG, config.to_yaml())
         run.write_text("provenance.json", provenance(parent, texts))
@@ -121,8 +137,7 @@ def _search(run: Run, config: Config) -> Result:
     with run.stage("scores"):
         score(run, library, space, config.space.removal, made)
         here().barrier()
-    if here().leads:
-        _make_child(library, space, texts, config, made=made, window=window)
+    _make_child(library, space, texts, config, made=made, window=window)
     here().barrier()
     return Result(run, budget.name)
 
@@ -161,35 +176,50 @@ def _make_child(
     made: str,
     window: Window,
 ) -> None:
-    """Choose, mend, heal, evaluate and export the child of a scored library."""
+    """Choose, mend, heal, evaluate and export the child of a scored library.
+
+    All ranks heal; the rest is the leading one's.
+    """
     run, parent, budget = library.run, library.parent, load_budget(config.budget)
     with run.stage("choose"):
-        choice, plain = _choose(library, space, budget, config)
+        choice, plain = here().first(lambda: _choose(library, space, budget, config))
     with run.stage("mend"):
         mended = partial(_mended, library, window, fingerprint("mend", made))
-        child = mended(choice, records.child(budget.name, "child"))
-        rival = plain and mended(plain, records.child(budget.name, "uniform"))
+        child = here().first(lambda: mended(choice, records.child(budget.name, "child")))
     with run.stage("heal"):
-        teacher = assemble(library, parent.blocks)
-        inputs = fingerprint("mended", made, choice.as_record()["blocks"], config.heal.model_dump())
-        course = Course(run, budget.name, inputs)
-        healed = heal(course, child, teacher, texts["calibration"], config.heal)
+        whole = assemble(library, parent.blocks)
+        other = _teacher(parent, config)
+        teacher = assemble(replace(library, parent=other), other.blocks) if other else whole
+        lesson = healing_text(config, parent.tokenizer, texts["calibration"])
+        inputs = fingerprint(
+            *("mended", made, choice.as_record()["blocks"], config.heal.model_dump()),
+            *(corpus.digest(lesson), other and other.fingerprint),
+        )
+        course = Course(run, records.child(budget.name, "healed"), inputs)
+        watch = tensorboard(run.folder / records.child(budget.name, "tensorboard"))
+        read = Texts(lesson, texts["scoring"])
+        healed = heal(course, child, teacher, read, config.heal, watch=watch)
+    if not here().leads:
+        return
     with run.stage("evaluate"):
+        rival = plain and mended(plain, records.child(budget.name, "uniform"))
         questions = corpus.accuracy_items()[: config.evaluate.items]
         examine = partial(
             evaluate,
-            parent=teacher,
+            parent=whole,
             tokens=texts["evaluation"],
             tokenizer=parent.tokenizer,
             items=questions,
         )
-        asked = fingerprint(inputs, corpus.digest(texts["evaluation"]), len(questions), str(plain))
+        asked = fingerprint(
+            course.inputs, corpus.digest(texts["evaluation"]), len(questions), str(plain)
+        )
 
         def judge(name: str, model: Callable[[], PuzzleForCausalLM]) -> None:
             name = records.evaluation(budget.name, name)
             run.remember(name, asked, lambda: asdict(examine(model())))
 
-        judge("parent", lambda: teacher)
+        judge("parent", lambda: whole)
         if rival:
             judge("uniform", lambda: rival)
         judge("child", lambda: child)
@@ -205,14 +235,31 @@ def _make_child(
         write_report(result)
 
 
+def _teacher(parent: Parent, config: Config) -> Parent | None:
+    """The model a child learns from where that is not its parent.
+
+    Raises:
+        PuzzleError: it does not know the same tokens.
+    """
+    if config.teacher is None:
+        return None
+    teacher = open_parent(config.teacher, config.dtype)
+    if teacher.shape.vocab_size != parent.shape.vocab_size:
+        raise PuzzleError(
+            f"the teacher {teacher.name} has a vocabulary of {teacher.shape.vocab_size} tokens, "
+            f"{parent.name} one of {parent.shape.vocab_size}; a child learns token by token, so "
+            "give a teacher of the same vocabulary"
+        )
+    return teacher
+
+
 def _mended(
     library: Library, window: Window, inputs: str, choice: Choice, name: str
 ) -> PuzzleForCausalLM:
     """The assembled child of a choice; mended, where that brings it nearer on the scoring text."""
     inputs = fingerprint(inputs, choice.as_record()["blocks"])
     weights = mend(library, choice.blocks, list(window.parts), name=name, inputs=inputs)
-    plain, near = assemble(library, choice.blocks), from_weights(library, choice.blocks, weights)
-    return min(plain, near, key=partial(kl_of, library))
+    return nearest(library, choice.blocks, weights)
 
 
 def _menu(parent: Parent, losses: Losses, budget: Budget, costs: str) -> Menu:

@@ -50,6 +50,17 @@ def test_show_and_status_read_the_run(run, result: Result) -> None:
     assert "library" in out
 
 
+def test_evaluate_prints_the_table_the_texts_and_the_numbers_found(run, result: Result) -> None:
+    code, out, _ = run(
+        *("evaluate", result.run.folder, "--budget", "h100-1gpu", "--lengths", "64,1024")
+    )
+    assert code == 0
+    for word in ("top-5 agreement", "kept, healed", " +- ", "beginning: '"):
+        assert word in out
+    assert "number in 64 tokens at 50%" in out
+    assert "No number is hidden in 1024 tokens: the parent has 256 positions." in out
+
+
 def test_budgets_and_doctor_say_what_there_is(run) -> None:
     code, out, _ = run("budgets")
     assert code == 0
@@ -87,6 +98,9 @@ def test_a_problem_of_your_own_is_solved_or_refused(run, tmp_path) -> None:
         (["search", "--data", "nowhere.jsonl", "--out", "{tmp}"], "there is no file"),
         (["solve"], "give a run directory and --budget"),
         (["show", "{tmp}"], "there is no run in"),
+        (["evaluate", "embedded", "--lengths", "1k"], "'1k' is not a whole number"),
+        (["evaluate", "embedded", "--tasks", "nowhere.yaml"], "no file nowhere.yaml"),
+        (["evaluate", "{tmp}", "--parent", "embedded"], "has no config.json"),
         (["status", "{tmp}"], "there is no run in"),
     ],
 )

@@ -53,9 +53,8 @@ def test_a_nested_typo_is_named_with_its_line(write):
     [
         ("\nbugdet: x", "run.yaml line 2: unknown key 'bugdet'; did you mean 'budget'?"),
         (
-            "heal: {zzz: 1}",
-            "run.yaml line 1: unknown key 'zzz' in heal; known are tokens, batch_tokens, "
-            "learning_rate, cosine, kl",
+            "score: {zzz: 1}",
+            "run.yaml line 1: unknown key 'zzz' in score; known are samples, exact",
         ),
         ("seed: 1\nseed: 2", "run.yaml line 2: key 'seed' appears twice"),
         ("seed: many", "run.yaml line 1: seed is 'many', expected a whole number"),

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
+from puzzle import checkpoints, training
 from puzzle import heal as stage
 from puzzle.assemble import assemble, from_weights
 from puzzle.blocks.variant import Block
 from puzzle.config import Distill, Heal
 from puzzle.distill import distill
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
-from puzzle.heal import Course, heal, losses_of, rate
+from puzzle.heal import Course, heal
 from puzzle.library import Library
+from puzzle.losses import Factors
 from puzzle.modules import Weights
+from puzzle.objective import Objective
 from puzzle.parent import Parent
 from puzzle.run import Run
 from puzzle.trace import trace
+from puzzle.training import Progress, Texts
 from puzzle.window import Window
 
 BLOCKS = tuple(map(Block.parse, ("gqa2+ffn32", "noop+ffn96", "gqa1+noop")))
@@ -55,7 +58,7 @@ def sequences(count: int, seed: int) -> torch.Tensor:
 
 
 def course(folder: Path, inputs: str = "inputs") -> Course:
-    return Course(Run(folder), "budget", inputs)
+    return Course(Run(folder), "children/budget/healed", inputs)
 
 
 def same(one: Weights, other: Weights) -> bool:
@@ -63,10 +66,20 @@ def same(one: Weights, other: Weights) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
 
 
+def losses_of(
+    student: PuzzleForCausalLM, teacher: PuzzleForCausalLM, tokens: torch.Tensor
+) -> dict[str, float]:
+    """What an objective says of a student on these tokens, each loss before its factor."""
+    with torch.no_grad():
+        objective = Objective(student, teacher, Factors())
+        _, parts = objective(tokens, torch.full((len(tokens),), 1 / tokens.numel()))
+    return {name: float(part) for name, part in parts.items()}
+
+
 def test_a_model_loses_nothing_against_itself(teacher: PuzzleForCausalLM) -> None:
     losses = losses_of(teacher, teacher, sequences(2, seed=3))
-    assert float(losses["kl"]) == 0
-    assert float(losses["cosine"]) == pytest.approx(0, abs=1e-6)
+    assert losses["kl"] == 0
+    assert losses["cosine"] == pytest.approx(0, abs=1e-6)
 
 
 def test_the_losses_are_the_formulas(child: PuzzleForCausalLM, teacher: PuzzleForCausalLM) -> None:
@@ -74,15 +87,17 @@ def test_the_losses_are_the_formulas(child: PuzzleForCausalLM, teacher: PuzzleFo
     losses = losses_of(child, teacher, tokens)
     with torch.no_grad():
         c, p = (m(tokens, output_hidden_states=True) for m in (child, teacher))
+        text = child(tokens, labels=tokens).loss
     log_p, log_c = (m.logits.double().log_softmax(-1) for m in (p, c))
     kl = (log_p.exp() * (log_p - log_c)).sum(-1).mean()
-    assert float(losses["kl"]) == pytest.approx(float(kl), rel=1e-4)
+    assert losses["kl"] == pytest.approx(float(kl), rel=1e-4)
+    assert losses["lm"] == pytest.approx(float(text), rel=1e-4)
     assert len(c.hidden_states) == len(BLOCKS) + 1  # the embedding first, which does not count
     cosine = 0.0
     for h_c, h_p in zip(c.hidden_states[1:], p.hidden_states[1:]):
         similar = (h_c * h_p).sum(-1) / (h_c.norm(dim=-1) * h_p.norm(dim=-1))
         cosine += float((1 - similar).mean())
-    assert float(losses["cosine"]) == pytest.approx(cosine, rel=1e-4)
+    assert losses["cosine"] == pytest.approx(cosine, rel=1e-4)
 
 
 def test_the_loss_falls_on_text_it_has_not_seen(
@@ -91,8 +106,8 @@ def test_the_loss_falls_on_text_it_has_not_seen(
     options = OPTIONS.model_copy(update={"tokens": 60 * 96})
     path = course(tmp_path)
     before = {name: weight.clone() for name, weight in child.state_dict().items()}
-    healed = heal(path, child, teacher, sequences(64, seed=2), options)
-    steps = path.run.info(path.healed)["losses"]
+    healed = heal(path, child, teacher, Texts(sequences(64, seed=2)), options)
+    steps = path.run.info(path.record)["losses"]
     assert len(steps) == 60
     first, last = (
         {name: sum(step[name] for step in some) for name in ("kl", "cosine")}
@@ -100,47 +115,48 @@ def test_the_loss_falls_on_text_it_has_not_seen(
     )
     assert all(last[name] < first[name] for name in first)
     unseen = sequences(8, seed=9)
-    with torch.no_grad():
-        was, becomes = (
-            losses_of(model, teacher, unseen)
-            for model in (child, from_weights(library, BLOCKS, healed))
-        )
-    assert all(becomes[name] < was[name] for name in was)
+    was, becomes = (
+        losses_of(model, teacher, unseen)
+        for model in (child, from_weights(library, BLOCKS, healed))
+    )
+    assert all(becomes[name] < was[name] for name in first)
     assert same(child.state_dict(), before)  # a copy was trained
     assert not any(p.requires_grad for p in child.parameters())
     assert not child.training
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_killed_healing_goes_on_to_the_same_bits(
     library: Library,
     teacher: PuzzleForCausalLM,
     tmp_path: Path,
+    dtype: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tokens = sequences(10, seed=2)  # three epochs, whose ends fall inside a step
-    whole = heal(course(tmp_path / "whole"), assemble(library, BLOCKS), teacher, tokens, OPTIONS)
+    texts = Texts(sequences(10, seed=2))  # three epochs, whose ends fall inside a step
+    options = OPTIONS.model_copy(update={"dtype": dtype, "lm": 0.5})
 
-    path, step = course(tmp_path / "killed"), stage._step
+    def live(path: Course, *, dies_at: int = STEPS + 1, checkpoint_s: float = 0.0) -> Weights:
+        """A healing in a process that holds a new child, killed in a step."""
 
-    def live(steps: int, checkpoint_s: float) -> Weights:
-        """A healing of at most so many steps, in a process that holds a new child."""
-        taken = iter(range(steps))
-
-        def mortal(*given: Any) -> dict[str, float]:
-            if next(taken, None) is None:
+        def mortal(progress: Progress) -> None:
+            if progress.step == dies_at:
                 raise KeyboardInterrupt
-            return step(*given)
 
-        monkeypatch.setattr(stage, "_step", mortal)
-        monkeypatch.setattr(stage, "CHECKPOINT_S", checkpoint_s)
-        return heal(path, assemble(library, BLOCKS), teacher, tokens, OPTIONS)
+        monkeypatch.setattr(checkpoints, "EVERY_S", checkpoint_s)
+        child = assemble(library, BLOCKS)
+        return heal(path, child, teacher, texts, options, watch=mortal)
 
+    whole, killed = course(tmp_path / "whole"), course(tmp_path / "killed")
+    wanted = live(whole, checkpoint_s=1e9)
     with pytest.raises(KeyboardInterrupt):
-        live(5, checkpoint_s=0.0)
+        live(killed, dies_at=6)  # the checkpoint is of step 5
+    assert len(killed.run.load(f"{killed.checkpoints.folder}/losses")) == 5
     with pytest.raises(KeyboardInterrupt):
-        live(3, checkpoint_s=1e9)  # whose steps are lost
-    assert same(live(STEPS - 5, checkpoint_s=1e9), whole)
-    assert path.run.info(path.healed) == course(tmp_path / "whole").run.info(path.healed)
+        live(killed, dies_at=9, checkpoint_s=1e9)  # whose steps are lost
+    assert same(live(killed), wanted)
+    assert killed.run.info(killed.record) == whole.run.info(whole.record)
+    assert not killed.run.names(f"{killed.checkpoints.folder}/**/*")  # no longer needed
 
 
 def test_a_second_call_reads_the_first_and_other_inputs_train_again(
@@ -150,21 +166,21 @@ def test_a_second_call_reads_the_first_and_other_inputs_train_again(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tokens = sequences(8, seed=2)
-    first = heal(course(tmp_path), child, teacher, tokens, OPTIONS)
-    other = heal(course(tmp_path, "other"), child, teacher, tokens, OPTIONS)
+    texts = Texts(sequences(8, seed=2))
+    first = heal(course(tmp_path), child, teacher, texts, OPTIONS)
+    other = heal(course(tmp_path, "other"), child, teacher, texts, OPTIONS)
     assert same(first, other)  # the same result, though made again
-    monkeypatch.setattr(stage, "_step", None)
-    assert same(heal(course(tmp_path, "other"), child, teacher, tokens, OPTIONS), first)
+    monkeypatch.setattr(stage, "Training", None)
+    assert same(heal(course(tmp_path, "other"), child, teacher, texts, OPTIONS), first)
     with pytest.raises(TypeError):
-        heal(course(tmp_path), child, teacher, tokens, OPTIONS)
+        heal(course(tmp_path), child, teacher, texts, OPTIONS)
 
 
 def test_no_tokens_leave_the_child(
     library: Library, child: PuzzleForCausalLM, teacher: PuzzleForCausalLM, tmp_path: Path
 ) -> None:
     none = Heal(tokens=0)
-    healed = heal(course(tmp_path), child, teacher, sequences(4, seed=2), none)
+    healed = heal(course(tmp_path), child, teacher, Texts(sequences(4, seed=2)), none)
     assert same(healed, dict(child.named_parameters()))
 
 
@@ -175,25 +191,10 @@ def test_a_large_batch_is_the_mean_of_its_parts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Sequences go through a few at a time; the last part may be smaller."""
-    tokens = sequences(5, seed=2)
+    texts = Texts(sequences(5, seed=2))
     options = Heal(tokens=3 * 120, batch_tokens=120)
-    whole = heal(course(tmp_path / "whole"), child, teacher, tokens, options)
-    monkeypatch.setattr(stage, "MICRO_TOKENS", 48)
-    parts = heal(course(tmp_path / "parts"), child, teacher, tokens, options)
+    whole = heal(course(tmp_path / "whole"), child, teacher, texts, options)
+    monkeypatch.setattr(training, "MICRO_TOKENS", 48)
+    parts = heal(course(tmp_path / "parts"), child, teacher, texts, options)
     for name, weight in whole.items():
         torch.testing.assert_close(parts[name], weight, rtol=1e-3, atol=1e-5)
-
-
-def test_every_sequence_is_seen_once_an_epoch() -> None:
-    picks = torch.cat([stage._sequences(10, 4, step) for step in range(5)])
-    assert sorted(picks[:10].tolist()) == sorted(picks[10:].tolist()) == list(range(10))
-    assert picks[:10].tolist() != picks[10:].tolist()
-
-
-def test_the_rate_warms_up_and_falls_to_a_tenth() -> None:
-    rates = [rate(step, 100) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1)
-    assert max(rates) == rates[9] == rates[10] == 1
-    assert rates[9:] == sorted(rates[9:], reverse=True)
-    assert 0.1 < rates[-1] < 0.11
-    assert rate(0, 1) == 1

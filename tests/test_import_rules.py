@@ -69,8 +69,8 @@ def broken_rules(module: str, imported: set[str]) -> list[str]:
             module, "puzzle.solver", "puzzle.choose", "puzzle.cli"
         ):
             found.append(f"{module} imports {name}; only choose and the CLI may")
-        if within(name, "torch.distributed") and module not in ("puzzle.ranks", "puzzle.heal"):
-            found.append(f"{module} imports {name}; only ranks and heal may")
+        if within(name, "torch.distributed") and module not in ("puzzle.ranks", "puzzle.shards"):
+            found.append(f"{module} imports {name}; only ranks and shards may")
         if within(module, "puzzle.blocks", "puzzle.solver"):
             own = ".".join(module.split(".")[:2])
             if within(name, "puzzle", "blocks", "solver") and not within(name, own):
@@ -107,8 +107,8 @@ def test_all_three_packages_are_read() -> None:
         ("puzzle.heal", "def f():\n    from .evaluate import kl", "the stage puzzle.heal imports"),
         ("puzzle.search", "from puzzle.solver import solve", "only choose and the CLI"),
         ("puzzle.export.targets", "from ..solver import solve", "only choose and the CLI"),
-        ("puzzle.trace", "import torch.distributed as dist", "only ranks and heal"),
-        ("puzzle.search", "from torch import distributed", "only ranks and heal"),
+        ("puzzle.trace", "import torch.distributed as dist", "only ranks and shards"),
+        ("puzzle.search", "from torch import distributed", "only ranks and shards"),
         ("puzzle.blocks.ffn", "from puzzle.errors import PuzzleError", "puzzle.blocks knows"),
         ("puzzle.blocks.ffn", "from ..errors import PuzzleError", "puzzle.blocks knows"),
         ("puzzle.blocks.ffn", "import puzzle", "puzzle.blocks knows"),
@@ -129,7 +129,7 @@ def test_every_rule_can_fail(module: str, snippet: str, sentence: str) -> None:
     [
         ("puzzle.choose", "from puzzle.solver import solve"),
         ("puzzle.cli", "from puzzle.solver import solve"),
-        ("puzzle.heal", "from torch.distributed.fsdp import fully_shard"),
+        ("puzzle.shards", "from torch.distributed.fsdp import fully_shard"),
         ("puzzle.search", "from puzzle.trace import trace\nfrom puzzle.score import score"),
         ("puzzle.solver.solve", "from .problem import Problem\nimport numpy"),
         ("puzzle.blocks.ffn", "from .variant import FFN\nimport torch"),

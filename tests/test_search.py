@@ -18,7 +18,10 @@ from safetensors.torch import load_file
 from tiny import SETTINGS
 
 import puzzle
-from puzzle import Architecture, InfeasibleError, PuzzleError, open_result, search, solve
+from puzzle import Architecture, InfeasibleError, PuzzleError, open_result, records, search, solve
+from puzzle.assemble import from_weights
+from puzzle.corpus import splits
+from puzzle.evaluate import evaluate as evaluate_text
 from puzzle.exact import exact
 from puzzle.library import Library
 from puzzle.parent import open_parent
@@ -235,3 +238,44 @@ def test_the_result_says_which_scores_are_exact_and_which_are_in_doubt(
     assert "second-order score can tell" in result.reason()
     assert f"{result.predicted_kl:.3f}, measured" in result.reason()
     assert "<h2>Prediction</h2>" in result.report.read_text()
+
+
+def test_another_teacher_heals_the_child_and_its_scores_stay_against_the_parent(
+    result: Result, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """As where the parent was pruned from a wider model: hidden sizes differ, logits do not."""
+    config = transformers.LlamaConfig(
+        vocab_size=4096, hidden_size=96, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=256,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    wider = transformers.LlamaForCausalLM(config)
+    wider.save_pretrained(tmp_path / "wider")
+    run = tmp_path / "run"
+    shutil.copytree(result.run.folder, run)
+    with pytest.warns(UserWarning, match="healing is by KL alone"):
+        healed = search(
+            result.architecture.parent,
+            out=run,
+            settings=[*SETTINGS, f"teacher={tmp_path / 'wider'}", "heal.learning_rate=1e-12"],
+        )
+    assert healed.architecture == result.architecture
+    assert "cosine" not in healed.healing
+    tokenizer = open_parent(result.architecture.parent).tokenizer
+    cut = splits("embedded", tokenizer, length=32, tokens={"calibration": 1024}, seed=0)
+    assert healed.value("KL to the parent", "child") == result.value("KL to the parent", "child")
+    library = Library(healed.run, open_parent(result.architecture.parent))
+    weights = healed.run.load_tensors(records.child(healed.name, "healed"))
+    child = from_weights(library, healed.architecture.blocks, weights)
+    worth = evaluate_text(child, wider.eval(), cut["calibration"], tokenizer=None, items=[])
+    assert healed.healing["kl"].mean() == pytest.approx(worth.kl, rel=0.02)
+
+
+def test_a_teacher_of_another_vocabulary_is_refused(tiny_parent: str, tmp_path: Path) -> None:
+    config = transformers.LlamaConfig(
+        vocab_size=97, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "foreign")
+    with pytest.raises(PuzzleError, match=r"a vocabulary of 97 tokens, .* one of 4096"):
+        search(tiny_parent, out=tmp_path / "run", settings=[f"teacher={tmp_path / 'foreign'}"])

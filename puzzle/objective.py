@@ -1,0 +1,110 @@
+"""A student and what it is trained to, as one module: tokens in, loss out.
+
+Legend: S sequences, T tokens.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from puzzle.errors import PuzzleError
+from puzzle.export.modeling_puzzle import PuzzleForCausalLM
+from puzzle.losses import End, Factors, Text, cosine_loss, head_loss
+
+Streams = tuple[torch.Tensor, ...]
+Pairs = Sequence[tuple[int, int]]  # streams that are compared: a student's, a teacher's
+
+
+class Objective(nn.Module):
+    """The losses of a student; its teacher is frozen and no part of the module.
+
+    Args:
+        teacher: not needed by the language modeling loss alone.
+        layers: the teacher's layers that the student holds; see `matched`.
+    """
+
+    def __init__(
+        self,
+        student: PuzzleForCausalLM,
+        teacher: PuzzleForCausalLM | None,
+        factors: Factors,
+        layers: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        if factors.guided and teacher is None:
+            raise PuzzleError("the cosine and KL losses need a teacher; give one, or only heal.lm")
+        self.student, self.factors = student, factors
+        self._teacher = (teacher if factors.guided else None,)  # in a tuple it is no submodule
+        self.pairs = matched(student, teacher, layers) if teacher and factors.cosine else ()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the student is."""
+        return next(self.student.parameters()).device
+
+    def forward(
+        self, tokens_ST: torch.Tensor, share_S: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The loss, and the parts of it before their factors, without gradient.
+
+        Args:
+            share_S: what a token of each sequence counts; over a batch they sum to 1.
+        """
+        (teacher,), factors = self._teacher, self.factors
+        streams, end = _run(self.student, tokens_ST, streams=bool(self.pairs))
+        wanted: Streams = ()
+        target = None
+        if teacher is not None:
+            with torch.no_grad():
+                wanted, target = _run(teacher, tokens_ST, streams=bool(self.pairs))
+        text = Text.of(tokens_ST, share_S)
+        total, parts = head_loss(end, target if factors.kl else None, text, factors)
+        if self.pairs:
+            paired = [(streams[own], wanted[other]) for own, other in self.pairs]
+            cosine = cosine_loss(paired, share_S)
+            total, parts = total + factors.cosine * cosine, {**parts, "cosine": cosine.detach()}
+        return total, parts
+
+
+def _run(
+    model: PuzzleForCausalLM, tokens_ST: torch.Tensor, *, streams: bool
+) -> tuple[Streams, End]:
+    """The streams [S, T, D] that enter each layer and, normed, leave the last; and the end."""
+    outputs = model.model(tokens_ST, use_cache=False, output_hidden_states=streams)
+    end = End(outputs.last_hidden_state.flatten(0, 1), model.lm_head.weight)
+    return outputs.hidden_states or (), end
+
+
+def matched(
+    student: PuzzleForCausalLM, teacher: PuzzleForCausalLM, layers: Sequence[int] = ()
+) -> Pairs:
+    """Which streams are compared; none, with a warning, where hidden sizes differ.
+
+    A layer's output is the stream that enters the next one. So what leaves layer j of a student
+    that holds the teacher's `layers` is compared with what enters `layers[j + 1]` of the teacher,
+    and what leaves the last with what leaves the last. Without `layers` they are taken to lie
+    evenly, which is each by each where there are as many.
+
+    Raises:
+        PuzzleError: `layers` that are not as many as the student's, rising, and the teacher's.
+    """
+    ours, theirs = (model.config.num_hidden_layers for model in (student, teacher))
+    widths = [model.config.hidden_size for model in (student, teacher)]
+    if widths[0] != widths[1]:
+        warnings.warn(
+            f"the student's hidden size is {widths[0]}, the teacher's {widths[1]}: hidden states "
+            "have no common width, so healing is by KL alone",
+            stacklevel=2,
+        )
+        return ()
+    kept = list(layers) or [layer * theirs // ours for layer in range(ours)]
+    if len(kept) != ours or kept != sorted(set(kept)) or not set(kept) <= set(range(theirs)):
+        raise PuzzleError(
+            f"heal.layers names {kept} for a student of {ours} layers; name {ours} of the "
+            f"teacher's layers 0 to {theirs - 1}, in order"
+        )
+    return [*((own, kept[own]) for own in range(1, ours)), (ours, theirs)]

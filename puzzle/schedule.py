@@ -1,0 +1,79 @@
+"""What each step of a training reads and how fast it learns: functions of the step alone.
+
+Legend: S sequences, T tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from puzzle.config import Heal, Phase
+from puzzle.errors import PuzzleError
+
+WARMUP = 0.1  # of the steps
+
+
+@dataclass(frozen=True)
+class Step:
+    """Sequences `first` to `first + count` of the endless text, cut to `length` tokens each."""
+
+    first: int
+    count: int
+    length: int
+    rate: float  # of learning, as a share of its peak
+
+
+def schedule(options: Heal, length: int) -> list[Step]:
+    """Every step on text in sequences of `length` tokens, phase after phase.
+
+    Raises:
+        PuzzleError: a phase whose sequences do not divide the text's.
+    """
+    phases = options.schedule or (Phase(),)
+    whole = sum(phase.share for phase in phases)
+    sizes, first = [], 0
+    for phase in phases:
+        cut = phase.sequence_length or length
+        if length % cut:
+            raise PuzzleError(
+                f"heal.schedule has sequences of {cut} tokens, the text comes in sequences of "
+                f"{length}; choose a divisor of that, or another sequence_length"
+            )
+        count = max(1, (phase.batch_tokens or options.batch_tokens) // length)
+        steps = round(options.tokens * phase.share / whole) // (count * length)
+        sizes += [(first + step * count, count, cut) for step in range(steps)]
+        first += steps * count
+    return [Step(*size, rate(step, len(sizes))) for step, size in enumerate(sizes)]
+
+
+def rate(step: int, steps: int) -> float:
+    """Linear warm-up, then a cosine to a tenth."""
+    warm = max(1, round(WARMUP * steps))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.55 + 0.45 * math.cos(math.pi * (step - warm) / max(1, steps - warm))
+
+
+def batch(tokens_ST: torch.Tensor, step: Step) -> torch.Tensor:
+    """The token ids a step trains on, [sequences, step.length]."""
+    picks = sequences(len(tokens_ST), step.first, step.count)
+    return tokens_ST[picks].view(-1, step.length)
+
+
+def sequences(count: int, first: int, wanted: int) -> torch.Tensor:
+    """Which of `count` sequences stand at these places of the endless text.
+
+    The text is read again and again, each time in another order.
+    """
+    picks = []
+    for place in range(first, first + wanted):
+        epoch, index = divmod(place, count)
+        picks.append(_shuffle(count, epoch)[index])
+    return torch.stack(picks)
+
+
+def _shuffle(count: int, epoch: int) -> torch.Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(epoch))

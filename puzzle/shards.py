@@ -1,0 +1,51 @@
+"""Models that the ranks share: each holds some rows of every parameter, by `fully_shard`.
+
+Alone, a process holds them whole, and everything here leaves a tensor as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from puzzle.ranks import here
+
+
+def shard(whole: nn.Module, layers: Iterable[nn.Module], dtype: torch.dtype) -> None:
+    """Let the ranks share the parameters, layer by layer, and the rest of `whole` as one.
+
+    A layer's parameters travel in `dtype`, gradients are summed in fp32 and the rows a rank holds
+    keep their precision.
+    """
+    if here().world == 1:
+        return
+    here().join()
+    policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
+    for layer in layers:
+        if any(True for _ in layer.parameters()):  # a layer may be empty
+            fully_shard(layer, mp_policy=policy)
+    fully_shard(whole, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """The rows of a tensor that this rank holds."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def full(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor with all its rows; every rank asks at once."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def put(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    """Fill a tensor from one with all its rows, which every rank has."""
+    if isinstance(tensor, DTensor):
+        value = distribute_tensor(
+            value.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None
+        )
+    tensor.copy_(value)
