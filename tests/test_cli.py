@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 from tiny import SETTINGS
@@ -48,6 +49,19 @@ def test_show_and_status_read_the_run(run, result: Result) -> None:
     assert code == 0
     assert "3 of 3" in out  # scores of three layers
     assert "library" in out
+
+
+def test_export_writes_for_an_engine_and_check_looks_at_it(run, result: Result, tmp_path) -> None:
+    code, out, _ = run("export", result.run.folder, "--for", "vllm", "--out", tmp_path / "child")
+    assert (code, out.strip()) == (0, str(tmp_path / "child"))
+    code, out, _ = run("check", tmp_path / "child")
+    assert code == 0
+    assert any(line.split() == ["vLLM", "yes"] for line in out.splitlines())
+    code, out, _ = run("export", result.run.folder, "--for", "llama.cpp")
+    assert code == 0
+    assert Path(out.strip()) == result.checkpoint.with_name("child.gguf")
+    code, _, err = run("export", result.run.folder, "--for", "vlm")
+    assert (code, err) == (2, "puzzle: there is no export for 'vlm'; did you mean 'vllm'?\n")
 
 
 def test_budgets_and_doctor_say_what_there_is(run) -> None:
