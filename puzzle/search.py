@@ -6,7 +6,8 @@
 4. Choose   one block per layer, the least summed score within the budget, by integer programming,
             on request again with exact scores where picked blocks are in doubt; the best few are
             measured, and the nearest to the parent is the child, or one still nearer around it.
-5. Mend     the assembled child: its last matrices are refit on its own stream, layer by layer.
+5. Mend     the assembled child: its last matrices are refit on its own stream, layer by layer; on
+            request FFNs that follow each other without attention are fused.
 6. Heal     it by global knowledge distillation from the parent.
 7. Evaluate the parent, the uniform child and the child, before and after healing.
 8. Export   the child as a checkpoint that engines load, and write the report.
@@ -26,6 +27,7 @@ from typing import Any
 import torch
 
 from puzzle import corpus, records
+from puzzle.architecture import Architecture
 from puzzle.assemble import assemble, from_weights
 from puzzle.baselines.uniform import uniform
 from puzzle.budget import Budget, load_budget
@@ -35,7 +37,9 @@ from puzzle.distill import behind, distill
 from puzzle.evaluate import evaluate
 from puzzle.export.checkpoint import write_checkpoint
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
+from puzzle.export.rewrite import Child
 from puzzle.export.targets import check_family
+from puzzle.fuse import fuse
 from puzzle.hardware.price import cost_source, price
 from puzzle.hardware.throughput import reference_of
 from puzzle.heal import Course, heal
@@ -53,6 +57,7 @@ from puzzle.run import CONFIG, Run, fingerprint
 from puzzle.score import score, scores
 from puzzle.settle import settle
 from puzzle.space import Options, layer_blocks, pieces
+from puzzle.swap import Blocks
 from puzzle.trace import trace, trace_print
 from puzzle.trial import trial
 from puzzle.window import Window, windows
@@ -169,11 +174,12 @@ def _make_child(
         mended = partial(_mended, library, window, fingerprint("mend", made))
         child = mended(choice, records.child(budget.name, "child"))
         rival = plain and mended(plain, records.child(budget.name, "uniform"))
+        blocks, student = _fused(library, choice, child) if config.fuse else (choice.blocks, child)
     with run.stage("heal"):
         teacher = assemble(library, parent.blocks)
-        inputs = fingerprint("mended", made, choice.as_record()["blocks"], config.heal.model_dump())
+        inputs = fingerprint("mended", made, [*map(str, blocks)], config.heal.model_dump())
         course = Course(run, budget.name, inputs)
-        healed = heal(course, child, teacher, texts["calibration"], config.heal)
+        healed = heal(course, student, teacher, texts["calibration"], config.heal)
     with run.stage("evaluate"):
         questions = corpus.accuracy_items()[: config.evaluate.items]
         examine = partial(
@@ -193,12 +199,12 @@ def _make_child(
         if rival:
             judge("uniform", lambda: rival)
         judge("child", lambda: child)
-        judge("healed", lambda: from_weights(library, choice.blocks, healed))
+        judge("healed", lambda: from_weights(library, blocks, healed))
     with run.stage("export"):
         result = Result(run, budget.name)
         if not run.fresh(records.exported(budget.name), asked):
-            architecture = choice.architecture(parent.name)
-            folder, text = result.checkpoint, model_card(result)
+            architecture = Architecture(parent.name, blocks)
+            folder, text = result.checkpoint, model_card(result, architecture)
             write_checkpoint(folder, parent, architecture, healed, card=text)
             run.save(records.exported(budget.name), choice.as_record(), asked)
     with run.stage("report"):
@@ -213,6 +219,15 @@ def _mended(
     weights = mend(library, choice.blocks, list(window.parts), name=name, inputs=inputs)
     plain, near = assemble(library, choice.blocks), from_weights(library, choice.blocks, weights)
     return min(plain, near, key=partial(kl_of, library))
+
+
+def _fused(
+    library: Library, choice: Choice, child: PuzzleForCausalLM
+) -> tuple[Blocks, PuzzleForCausalLM]:
+    """The child with its FFNs fused where they follow each other without attention."""
+    whole = Child(library.parent.config, choice.blocks, dict(child.named_parameters()))
+    fused = fuse(whole)
+    return fused.blocks, from_weights(library, fused.blocks, fused.weights)
 
 
 def _menu(parent: Parent, losses: Losses, budget: Budget, config: Config) -> Menu:

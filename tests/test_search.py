@@ -20,6 +20,7 @@ from tiny import SETTINGS
 import puzzle
 from puzzle import Architecture, InfeasibleError, PuzzleError, open_result, search, solve
 from puzzle.exact import exact
+from puzzle.export.again import export
 from puzzle.library import Library
 from puzzle.parent import open_parent
 from puzzle.result import Result
@@ -235,3 +236,28 @@ def test_the_result_says_which_scores_are_exact_and_which_are_in_doubt(
     assert "second-order score can tell" in result.reason()
     assert f"{result.predicted_kl:.3f}, measured" in result.reason()
     assert "<h2>Prediction</h2>" in result.report.read_text()
+
+
+def test_a_search_that_fuses_heals_and_exports_the_fused_child(
+    tiny_parent: str, tmp_path: Path
+) -> None:
+    """So few parameters that no layer may keep its attention, or more than half of its FFN."""
+    budget = tmp_path / "small.yaml"
+    budget.write_text(
+        "description: small\nhardware: h100-sxm\n"
+        "workload: {prompt_tokens: 200, new_tokens: 56, batches: [8], weights: bfloat16, "
+        "kv: bfloat16}\nlimits: {params: 558000 params}\n"
+    )
+    space = ["target=hf", "space.attention=[noop]", "space.ffn=[50%]", "space.removal=1"]
+    settings = [*SETTINGS, *space, "choose.rounds=1", "fuse=true"]
+    found = search(tiny_parent, budget=str(budget), out=tmp_path / "run", settings=settings)
+    assert " ".join(map(str, found.architecture.blocks)) == "noop+ffn512 noop+ffn512 noop+ffn512"
+    written = Architecture.from_config(found.checkpoint)
+    assert " ".join(map(str, written.blocks)) == "noop+ffn1024 noop+noop noop+ffn512"
+    assert written.blocks == Architecture.from_config(export(found.run.folder, "hf")).blocks
+    healed = found.run.load_tensors(f"children/{found.name}/healed")
+    assert healed["model.layers.0.mlp.down_proj.weight"].shape == (64, 1024)
+    assert (
+        str(Architecture(tiny_parent, written.blocks))
+        in found.checkpoint.joinpath("README.md").read_text()
+    )
