@@ -84,8 +84,7 @@ def _compare(model: PreTrainedModel, parent: PreTrainedModel, batch: torch.Tenso
     given = wanted if model is parent else _hidden(model, batch)
     following = batch.roll(-1, dims=1)
     heads = parent.get_output_embeddings(), model.get_output_embeddings()
-    vocabulary = heads[0].weight.shape[0]
-    size = max(1, LOGIT_BYTES // (4 * vocabulary * len(batch)))
+    size = max(1, LOGIT_BYTES // (4 * _vocabulary(parent) * len(batch)))
     parts = [
         _compare_positions(
             heads, *(each[:, start : start + size] for each in (wanted, given, following))
@@ -95,6 +94,11 @@ def _compare(model: PreTrainedModel, parent: PreTrainedModel, batch: torch.Tenso
     values = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
     values["loss"] = values["loss"][:, :-1]  # what follows the last token is not known
     return {name: value.mean(dim=-1) for name, value in values.items()}
+
+
+def _vocabulary(model: PreTrainedModel) -> int:
+    """How many tokens a model tells apart."""
+    return len(model.get_output_embeddings().weight)
 
 
 def _hidden(model: PreTrainedModel, batch: torch.Tensor) -> torch.Tensor:
@@ -152,9 +156,12 @@ def continuation_log_likelihoods(
     for row, (prefix, _) in enumerate(encoded):
         rows_by_length[len(prefix)].append(row)
     found = torch.empty(len(pairs))
+    longest = max((len(continuation) for _, continuation in encoded), default=1)
+    fitting = LOGIT_BYTES // (4 * _vocabulary(model) * longest)
+    size = max(1, min(PAIRS_AT_ONCE, fitting))
     for rows in rows_by_length.values():
-        for start in range(0, len(rows), PAIRS_AT_ONCE):
-            part = rows[start : start + PAIRS_AT_ONCE]
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
             found[part] = _log_likelihoods(model, *zip(*(encoded[row] for row in part)))
     return found
 
