@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from puzzle.architecture import Architecture
+    from puzzle.baselines.minitron.minitron import prune
     from puzzle.blocks.own import OwnVariant
     from puzzle.blocks.variant import FFN, GQA, Block, LinearMap, MoE, NoOp
     from puzzle.budget import Budget, load_budget
@@ -51,6 +52,7 @@ __all__ = [
     "load_config",
     "open_parent",
     "open_result",
+    "prune",
     "register",
     "search",
     "solve",
@@ -62,6 +64,7 @@ _PUBLIC = {
     "solve": "puzzle.search",
     "evaluate": "puzzle.compare",
     "Comparison": "puzzle.comparison",
+    "prune": "puzzle.baselines.minitron.minitron",
     "Result": "puzzle.result",
     "open_result": "puzzle.result",
     "Architecture": "puzzle.architecture",

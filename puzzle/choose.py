@@ -52,7 +52,7 @@ def choose(menu: Menu, count: int = 1) -> list[Choice]:
         InfeasibleError: no child keeps it; names the limit that binds and the cheapest child.
         PuzzleError: the solver ran out of time without an answer.
     """
-    rooms = {batch: _room(menu, batch) for batch in menu.prices.blocks}
+    rooms = {batch: room_of(menu, batch) for batch in menu.prices.blocks}
     rooms = {batch: room for batch, room in rooms.items() if min(room.values()) >= 0}
     if not rooms:
         raise InfeasibleError(_why_infeasible(menu))
@@ -73,7 +73,7 @@ def choose(menu: Menu, count: int = 1) -> list[Choice]:
     return found
 
 
-def _room(menu: Menu, batch: int) -> dict[str, int]:
+def room_of(menu: Menu, batch: int) -> dict[str, int]:
     """What each limit leaves for the blocks at this batch, in the units of USES."""
     allowed, new_tokens = menu.limits.stated(), menu.budget.workload.new_tokens
     if "ttft" in allowed:

@@ -65,6 +65,35 @@ def search(
 
 
 @app.command()
+def prune(
+    model: Annotated[str, typer.Argument(help="A checkpoint folder or hub id.")] = "embedded",
+    target: Annotated[
+        str | None, typer.Option(help="0.75x of the parent's, or 6.5 B params.")
+    ] = None,
+    of: Annotated[str | None, typer.Option(help="parameters, throughput or memory.")] = None,
+    axes: Annotated[str | None, typer.Option(help="width, depth, or width,depth.")] = None,
+    data: Annotated[str | None, typer.Option(help="Text, JSONL, parquet or hub dataset.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run directory.")] = None,
+    method: Annotated[str, typer.Option(help="minitron.")] = "minitron",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="One setting, like prune.candidates=8.")
+    ] = None,
+) -> None:
+    """Prune a parent as a whole and heal it: a smaller model, or the start of a search."""
+    if method != "minitron":
+        raise PuzzleError(f"--method {method} is unknown; the one there is is minitron")
+    from puzzle import prune as prune_for
+
+    said = [f"prune.of={of}"] if of else []
+    said += [f"prune.axes=[{axes}]"] if axes else []
+    found = prune_for(model, target=target, data=data, out=out, settings=[*said, *(settings or ())])
+    console = Console()
+    console.print(_frame(found.formatted()))
+    console.print()
+    console.print(found.summary(), highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
 def solve(
     run: Annotated[Path | None, typer.Argument(help="A run directory with scores.")] = None,
     budget: Annotated[str | None, typer.Option(help="A budget's name or YAML file.")] = None,

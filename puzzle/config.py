@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import (
     AfterValidator,
+    Field,
     NonNegativeFloat,
     NonNegativeInt,
     PlainSerializer,
@@ -27,7 +28,7 @@ from pydantic import (
 from puzzle.blocks.variant import parse_attention, parse_ffn
 from puzzle.errors import PuzzleError
 from puzzle.strict_yaml import Document, Override, StrictModel
-from puzzle.units import Quantity, parse
+from puzzle.units import Quantity, Relative, parse
 
 
 def _space_entry(parse: Callable[[str], object]) -> Callable[[str], str]:
@@ -168,6 +169,38 @@ class Heal(StrictModel):
     recompute: bool = False  # activations in the backward pass: less memory, a third more time
 
 
+Aggregation = Literal["mean", "l2", "var"]  # of activations
+
+
+def _amount(value: object) -> Quantity | Relative:
+    """A size relative to the parent's own, or absolute."""
+    try:
+        return parse(str(value))
+    except ValueError:
+        raise ValueError(
+            "expected a multiple of the parent's like 0.75x, or 6.5 B params"
+        ) from None
+
+
+Target = Annotated[Quantity | Relative, PlainValidator(_amount), PlainSerializer(str)]
+
+
+class Prune(StrictModel):
+    """Minitron: how far, of what and by which measure a whole parent is pruned."""
+
+    target: Target = Relative(0.75)
+    of: Literal["parameters", "throughput", "memory"] = "parameters"  # the last two by the budget
+    axes: Annotated[tuple[Literal["width", "depth"], ...], Field(min_length=1)] = ("width", "depth")
+    tokens: PositiveInt = 32_768  # of the calibration text, that importance is measured on
+    over_tokens: Aggregation = "mean"  # of absolute values
+    over_texts: Aggregation = "l2"
+    depth: Literal["influence", "perplexity", "accuracy"] = "perplexity"  # what removal costs
+    merge: float = 0.0  # of a head that goes, into one that stays; 1 is Minitron's
+    candidates: PositiveInt = 4  # that are healed lightly before the best is kept
+    light: NonNegativeInt = 16_384  # tokens of their healing
+    rounds: PositiveInt = 1  # of measuring and pruning
+
+
 class Ceiling(StrictModel):
     """What a search may take: disk for its streams, resident memory for each process."""
 
@@ -195,6 +228,7 @@ class Config(StrictModel):
     fuse: bool = False  # FFNs that follow each other without attention, before healing
     heal: Heal = Heal()
     evaluate: Evaluate = Evaluate()
+    prune: Prune = Prune()
     ceiling: Ceiling = Ceiling()
 
     def to_yaml(self) -> str:

@@ -1,0 +1,58 @@
+"""A pruned model: in memory as the search's models are, on disk as a checkpoint of its family."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from puzzle.baselines.minitron.cut import Cut
+from puzzle.export.checkpoint import PARENT_FILES, replacing, write_weights
+from puzzle.export.modeling_puzzle import PuzzleForCausalLM
+from puzzle.modules import Weights, build_model, load
+from puzzle.parent import Parent
+from puzzle.shape import Shape
+
+MARK = "pruned.json"  # says that the folder is one that may be replaced
+
+
+def model_of(config: Any, weights: Weights) -> PuzzleForCausalLM:
+    """A model of the parent's family with these tensors, frozen; a tied head is not among them."""
+    shape = Shape.from_config(config.to_dict())
+    model = build_model(config, shape.blocks)
+    head = weights["model.embed_tokens.weight" if shape.tied else "lm_head.weight"]
+    load(model, {**weights, "lm_head.weight": head})
+    if shape.tied:
+        model.tie_weights()
+    return model
+
+
+def write_pruned(folder: Path, parent: Parent, cut: Cut, weights: Weights) -> Path:
+    """Write the checkpoint of a cut, in the dtype of the parent's; returns `folder`.
+
+    It is an ordinary one of the parent's family: transformers and engines load it without code of
+    ours, and `puzzle search --model` opens it. The folder appears whole or not at all.
+
+    Raises:
+        PuzzleError: the folder holds something else, or the disk is full.
+    """
+    config = cut.config(parent.config)
+    dtype = parent.config.dtype or torch.bfloat16
+    config.dtype = dtype
+    layout = {name: tensor.to("meta", dtype) for name, tensor in weights.items()}
+    size = sum(tensor.numel() * tensor.element_size() for tensor in layout.values())
+    if (folder / MARK).exists():
+        shutil.rmtree(folder)
+    with replacing(folder, size) as new:
+        config.save_pretrained(new)
+        write_weights(new, weights, layout)
+        for pattern in PARENT_FILES:
+            for path in filter(Path.is_file, parent.folder.glob(pattern)):
+                target = new / path.relative_to(parent.folder)
+                target.parent.mkdir(exist_ok=True)
+                shutil.copyfile(path, target)
+        (new / MARK).write_text(json.dumps({"parent": parent.name, "cut": str(cut)}) + "\n")
+    return folder

@@ -1,0 +1,179 @@
+"""From a parent to a pruned checkpoint: what it keeps to, resuming, the search that goes on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tiny import SETTINGS
+
+from puzzle import open_parent, prune, search
+from puzzle.baselines.minitron.cut import Cut
+from puzzle.baselines.minitron.minitron import CONFIG
+from puzzle.baselines.minitron.outcome import Pruned
+from puzzle.baselines.minitron.workshop import partway
+from puzzle.cli import main
+from puzzle.errors import PuzzleError
+
+QUICK = [*SETTINGS, "prune.tokens=256", "prune.light=256", "prune.candidates=2"]
+
+
+@pytest.fixture(scope="module")
+def pruned(tiny_parent: str, tmp_path_factory: pytest.TempPathFactory) -> Pruned:
+    """Half of the tiny parent's parameters."""
+    out = tmp_path_factory.mktemp("runs") / "half"
+    return prune(tiny_parent, target="0.6x", out=out, settings=QUICK)
+
+
+def test_the_target_is_kept_by_the_best_of_the_finalists(pruned: Pruned, tiny_parent: str) -> None:
+    params = open_parent(str(pruned.checkpoint)).shape
+    whole = open_parent(tiny_parent).shape
+    size = params.model_params(params.blocks)
+    assert size / whole.model_params(whole.blocks) == pytest.approx(0.6, abs=0.03)
+    table = pruned.table
+    assert table.loc["parameters", "pruned, healed"] == size
+    assert table.loc["KL to the parent", "parent"] == pytest.approx(0, abs=1e-6)
+    finalists = pruned.finalists
+    assert len(finalists) == 2
+    assert list(finalists["healed_kl"]) == sorted(finalists["healed_kl"])
+    assert finalists["cut"][0] == str(pruned.cut)
+
+
+def test_the_checkpoint_is_one_of_transformers_own(pruned: Pruned, tiny_parent: str) -> None:
+    model = transformers.AutoModelForCausalLM.from_pretrained(pruned.checkpoint)
+    assert type(model) is transformers.LlamaForCausalLM
+    assert model.dtype == torch.float32  # as the parent's
+    assert Cut.whole(open_parent(str(pruned.checkpoint)).shape).layers == tuple(
+        range(len(pruned.cut.layers))
+    )
+    shipped = {path.name for path in pruned.checkpoint.iterdir()}
+    assert shipped >= {"config.json", "model.safetensors", "tokenizer.json"}
+    config = json.loads((pruned.checkpoint / "config.json").read_text())
+    assert config["head_dim"] == 16
+
+
+def test_the_same_command_again_does_nothing_and_a_lost_record_is_made_again(
+    pruned: Pruned, tiny_parent: str
+) -> None:
+    out = pruned.checkpoint.parent
+    before = {path: path.stat().st_mtime_ns for path in records(out)}
+    again = prune(tiny_parent, target="0.6x", out=out, settings=QUICK)
+    assert again.formatted().equals(pruned.formatted())
+    assert {path: path.stat().st_mtime_ns for path in records(out)} == before
+    (out / "evaluation.pruned.healed.json").unlink()
+    (out / "hf" / "puzzle.json").unlink()
+    third = prune(tiny_parent, target="0.6x", out=out, settings=QUICK)
+    assert third.table.equals(pruned.table)
+    unchanged = {path: path.stat().st_mtime_ns for path in records(out) if path in before}
+    redone = {path.name for path in before if unchanged[path] != before[path]}
+    exported = {path.name for path in before if path.parent == out / "hf"}
+    assert redone == {"evaluation.pruned.healed.json", *exported}
+
+
+def records(out: Path) -> list[Path]:
+    """The records of a run."""
+    return [path for path in out.rglob("*") if path.suffix in (".json", ".safetensors")]
+
+
+def test_the_search_goes_on_from_a_pruned_parent(pruned: Pruned, tmp_path: Path) -> None:
+    result = search(str(pruned.checkpoint), out=tmp_path / "run", settings=SETTINGS)
+    whole = open_parent(str(pruned.checkpoint)).shape
+    assert result.served("parent")["params"] == whole.model_params(whole.blocks)
+    assert result.served("child")["tokens_per_s"] > result.served("parent")["tokens_per_s"]
+    assert (result.checkpoint / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("axis", "settings"),
+    [
+        ("depth", ["prune.depth=influence"]),
+        ("depth", ["prune.depth=accuracy", "heal.correct_tokens=256"]),
+        ("width", ["prune.rounds=2", "prune.merge=1", "prune.over_texts=var"]),
+    ],
+)
+def test_every_way_comes_to_a_checkpoint(axis: str, settings: list[str], tmp_path: Path) -> None:
+    asked = [*QUICK, "heal.tokens=1024", f"prune.axes=[{axis}]", *settings]
+    found = prune("embedded", target="0.77x", out=tmp_path / "run", settings=asked)
+    whole = Cut.whole(open_parent("embedded").shape)
+    assert set(found.finalists["kind"]) == {axis}
+    assert (found.cut.layers == whole.layers) == (axis == "width")
+    kls = found.table.loc["KL to the parent"]
+    assert kls["pruned"] > kls["pruned, healed"] > kls["parent"] == pytest.approx(0, abs=1e-6)
+    assert (found.finalists["healed_kl"] < found.finalists["kl"]).all()
+    shape = open_parent(str(found.checkpoint)).shape
+    assert Cut.whole(shape) == Cut(
+        *(found.cut.hidden_size, found.cut.heads, found.cut.kv_heads),
+        found.cut.intermediate_size,
+        tuple(range(len(found.cut.layers))),
+    )
+    corrected = (tmp_path / "run/teacher.safetensors").exists()
+    assert corrected == any("correct_tokens" in setting for setting in settings)
+
+
+def test_rounds_go_down_in_even_steps() -> None:
+    whole = Cut(128, 4, 4, 1024, (0, 1, 2, 3))
+    cut = Cut(32, 4, 4, 256, (0, 1, 3))
+    half = partway(whole, cut, 2)
+    assert (half.hidden_size, half.intermediate_size, half.layers) == (64, 512, (0, 1, 3))
+    assert partway(whole, cut, 1) == cut
+
+
+def test_what_is_no_checkpoint_of_ours_is_not_replaced(
+    pruned: Pruned, tiny_parent: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    (out / "hf").mkdir(parents=True)
+    (out / "hf" / "notes.txt").write_text("mine")
+    with pytest.raises(PuzzleError, match="is no checkpoint that Puzzle wrote"):
+        prune(tiny_parent, target="0.6x", out=out, settings=QUICK)
+
+
+def puzzle(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: Any
+) -> tuple[int, str, str]:
+    """Run `puzzle ...`; returns exit code, standard output and standard error."""
+    monkeypatch.setattr(sys, "argv", ["puzzle", *map(str, words)])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    return int(exit_.value.code or 0), *capsys.readouterr()
+
+
+def test_the_command_prints_the_table_and_where_the_checkpoint_is(
+    pruned: Pruned, tiny_parent: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    out, words = pruned.checkpoint.parent, [w for setting in QUICK for w in ("--set", setting)]
+    code, printed, _ = puzzle(
+        monkeypatch,
+        capsys,
+        *("prune", tiny_parent, "--method", "minitron", "--target", "0.6x"),
+        *("--axes", "width,depth", "--of", "parameters", "--out", out, *words),
+    )
+    assert code == 0
+    for text in ("parameters", "KL to the parent", "pruned, healed", str(pruned.checkpoint)):
+        assert text in printed
+    assert (out / CONFIG).exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--method", "magnitude"], "--method magnitude is unknown"),
+        (["--target", "3 GiB"], "is no amount of parameters"),
+        (["--target", "much"], "expected a multiple of the parent's like 0.75x"),
+        (["--of", "latency"], "prune.of=latency"),
+        (["--axes", "length"], "prune.axes=[length]"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    words: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    code, _, err = puzzle(monkeypatch, capsys, "prune", *words, "--out", tmp_path / "run")
+    assert code == 2
+    assert sentence in err
+    assert err.startswith("puzzle: ")
+    assert err.count("\n") == 1
