@@ -60,8 +60,8 @@ class Variant(ABC):
 
     @property
     def beyond_decilm(self) -> str | None:
-        """Why engines that read DeciLM checkpoints cannot load it; None where they can."""
-        return f"vLLM knows no {self} in a layer"
+        """Why an engine that reads DeciLM checkpoints cannot load it; None where it can."""
+        return f"knows no {self} in a layer"
 
     def share(self, fraction: float) -> Self | None:
         """The same kind with this share of its parts; None where there is no such part."""
@@ -135,7 +135,7 @@ class GQA(AttentionVariant):
     @property
     def beyond_decilm(self) -> str | None:
         """Windows are."""
-        return "vLLM ignores the window of a layer" if self.window else None
+        return "ignores the window of a layer" if self.window else None
 
     def share(self, fraction: float) -> GQA | None:
         """Fewer KV heads, where they are whole and divide."""
@@ -226,7 +226,7 @@ class MoE(FFNVariant):
     @property
     def beyond_decilm(self) -> str | None:
         """No mixture is in the format."""
-        return "vLLM knows no mixture of experts in a layer"
+        return "knows no mixture of experts in a layer"
 
     def share(self, fraction: float) -> MoE:
         """Fewer experts, one at least."""
@@ -265,7 +265,7 @@ class LinearMap(AttentionVariant, FFNVariant):
     @property
     def beyond_decilm(self) -> str | None:
         """The format has it, vLLM does not."""
-        return "vLLM knows no linear map in place of a half"
+        return "knows no linear map in place of a half"
 
 
 @dataclass(frozen=True)

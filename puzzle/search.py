@@ -126,7 +126,7 @@ def _search(run: Run, config: Config) -> Result:
     parent, budget = open_parent(config.model, config.dtype), load_budget(config.budget)
     check_family(config.target, parent.family)
     space = layer_blocks(parent.blocks, config.space, config.target)
-    _require_feasible(parent, space, budget, config.costs)
+    _require_feasible(parent, space, budget, config)
     _teacher(parent, config)  # what is wrong with it is said before anything is computed
     texts = split_texts(config, parent.tokenizer)
     if here().leads:
@@ -262,17 +262,17 @@ def _mended(
     return nearest(library, choice.blocks, weights)
 
 
-def _menu(parent: Parent, losses: Losses, budget: Budget, costs: str) -> Menu:
+def _menu(parent: Parent, losses: Losses, budget: Budget, config: Config) -> Menu:
     """What to choose from: scores, prices and limits."""
     shape, space = parent.shape, [list(options) for options in losses]
-    source = cost_source(costs, shape, budget)
-    prices = price(shape, parent.family, space, budget, source)
+    source = cost_source(config.costs, shape, budget)
+    prices = price(shape, parent.family, space, budget, source, config.target)
     return Menu(losses, prices, budget, reference_of(shape, budget, source))
 
 
-def _require_feasible(parent: Parent, space: Options, budget: Budget, costs: str) -> None:
+def _require_feasible(parent: Parent, space: Options, budget: Budget, config: Config) -> None:
     """Let an infeasible budget say so before anything is trained: choose as if blocks were free."""
-    choose(_menu(parent, [dict.fromkeys(blocks, 0.0) for blocks in space], budget, costs))
+    choose(_menu(parent, [dict.fromkeys(blocks, 0.0) for blocks in space], budget, config))
 
 
 def _choose(
@@ -282,7 +282,7 @@ def _choose(
     run, parent, count = library.run, library.parent, config.choose.finalists
     found = scores(run, space)
     removals = {layers: score.loss for layers, score in found.removals.items()}
-    menu = replace(_menu(parent, found.losses, budget, config.costs), removals=removals)
+    menu = replace(_menu(parent, found.losses, budget, config), removals=removals)
 
     def record() -> dict[str, Any]:
         own = {"blocks": [str(block) for block in parent.blocks], "prediction": asdict(menu.parent)}

@@ -61,7 +61,7 @@ def test_a_nested_typo_is_named_with_its_line(write):
         ("seed: 1.5", "run.yaml line 1: seed is 1.5, expected a whole number"),
         ("seed: -1", "run.yaml line 1: seed is -1, expected at least 0"),
         ("model: 7", "run.yaml line 1: model is 7, expected a text"),
-        ("target: tgi", "run.yaml line 1: target is 'tgi', expected 'vllm' or 'hf'"),
+        ("target: tgi", "run.yaml line 1: target is 'tgi', expected 'vllm', 'hf' or 'llama.cpp'"),
         ("heal:\n  kl: much", "run.yaml line 2: heal.kl is 'much', expected a number"),
         ("heal: 3", "run.yaml line 1: heal is 3, expected a mapping of keys"),
         ("space:\n  keep: 3", "run.yaml line 2: space.keep is 3, expected a list"),

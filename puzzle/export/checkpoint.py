@@ -27,7 +27,8 @@ from puzzle.architecture import Architecture
 from puzzle.blocks.variant import FFN, Block
 from puzzle.errors import PuzzleError
 from puzzle.export import configuration_puzzle, modeling_puzzle
-from puzzle.export.targets import served
+from puzzle.export.rewrite import Child, rewrite
+from puzzle.export.targets import Target, served
 from puzzle.modules import FAMILIES, Weights, build_model, child_config
 from puzzle.parent import Parent
 
@@ -50,7 +51,13 @@ PARENT_FILES = (
 
 
 def write_checkpoint(
-    folder: Path, parent: Parent, architecture: Architecture, weights: Weights, *, card: str
+    folder: Path,
+    parent: Parent,
+    architecture: Architecture,
+    weights: Weights,
+    *,
+    card: str,
+    target: Target = "hf",
 ) -> Path:
     """Write the child as `folder`, replacing an earlier export there; returns `folder`.
 
@@ -61,16 +68,19 @@ def write_checkpoint(
     Args:
         weights: every tensor of the child by checkpoint name, as `assemble.gather` gives them.
         card: the text of README.md.
+        target: the engine whose missing block types are expressed in others (rewrite.py).
 
     Raises:
-        PuzzleError: tensors that do not make this architecture, a folder that holds anything but
-            an earlier export, a full disk.
+        PuzzleError: tensors that do not make this architecture, a block that the engine cannot
+            have, a folder that holds anything but an earlier export, a full disk.
     """
-    blocks = tuple(served(parent.config.model_type, block) for block in architecture.blocks)
-    layout = tensor_layout(parent, blocks)
-    stored = _fit(weights, layout)
+    child = rewrite(Child(parent.config, architecture.blocks, weights), target)
+    config = child.config
+    blocks = tuple(served(config.model_type, block) for block in child.blocks)
+    layout = tensor_layout(config, blocks)
+    stored = _fit(child.weights, layout)
     with replacing(folder, sum(map(tensor_bytes, layout.values()))) as new:
-        _write_json(new / "config.json", _config_json(parent, blocks))
+        _write_json(new / "config.json", _config_json(config, blocks))
         write_weights(new, stored, layout)
         _copy_parent_files(parent, new)
         for path in CODE_FILES:
@@ -79,16 +89,16 @@ def write_checkpoint(
     return folder
 
 
-def _stored_dtype(parent: Parent) -> torch.dtype:
+def stored_dtype(config: Any) -> torch.dtype:
     """The dtype of the parent's checkpoint, and so of the child's."""
-    return parent.config.dtype or torch.bfloat16
+    return config.dtype or torch.bfloat16
 
 
-def tensor_layout(parent: Parent, blocks: tuple[Block, ...]) -> Weights:
+def tensor_layout(config: Any, blocks: tuple[Block, ...]) -> Weights:
     """Name, shape and dtype of every tensor of the folder, as meta tensors in checkpoint order."""
-    model = build_model(parent.config, blocks).to(_stored_dtype(parent))
+    model = build_model(config, blocks).to(stored_dtype(config))
     layout = dict(model.state_dict())
-    if parent.shape.tied:
+    if config.tie_word_embeddings:
         del layout["lm_head.weight"]
     return layout
 
@@ -134,18 +144,18 @@ def _pad(name: str, tensor: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return nn.functional.pad(tensor, sides)
 
 
-def _config_json(parent: Parent, blocks: tuple[Block, ...]) -> dict[str, Any]:
+def _config_json(parent_config: Any, blocks: tuple[Block, ...]) -> dict[str, Any]:
     """The config.json of a child: the parent's fields, `block_configs`, and where its code lies.
 
     Written by us, because `save_pretrained` of transformers 5 drops the names that transformers 4
     and older engines read: `rope_theta`, `rope_scaling`, `torch_dtype`. Fields that vary by layer
     (`num_key_value_heads`, `intermediate_size`) keep the parent's value; `block_configs` decides.
     """
-    config_name, model_name = FAMILIES[parent.config.model_type]
-    config = child_config(parent.config, blocks)
+    config_name, model_name = FAMILIES[parent_config.model_type]
+    config = child_config(parent_config, blocks)
     fields = config.to_diff_dict()
     fields.pop("_name_or_path", None)
-    dtype = str(_stored_dtype(parent)).removeprefix("torch.")
+    dtype = str(stored_dtype(config)).removeprefix("torch.")
     return {
         **fields,
         **_legacy_rope(config.rope_parameters),
@@ -158,7 +168,7 @@ def _config_json(parent: Parent, blocks: tuple[Block, ...]) -> dict[str, Any]:
         "block_configs": [
             {
                 "attention": dict(entry["attention"]),
-                "ffn": _ffn_entry(parent, block, entry["ffn"]),
+                "ffn": _ffn_entry(config, block, entry["ffn"]),
             }
             for block, entry in zip(blocks, config.block_configs)
         ],
@@ -167,17 +177,17 @@ def _config_json(parent: Parent, blocks: tuple[Block, ...]) -> dict[str, Any]:
     }
 
 
-def _ffn_entry(parent: Parent, block: Block, entry: dict[str, Any]) -> dict[str, Any]:
+def _ffn_entry(config: Any, block: Block, entry: dict[str, Any]) -> dict[str, Any]:
     """The FFN entry of one layer as it is read back: DeciLM gives the width by `ffn_mult` alone.
 
     Readers take int(2 ffn_mult hidden / 3), rounded up to a multiple of 256; with the width such a
     multiple the rounding also undoes any error of the division.
     """
-    if parent.config.model_type != "llama":
+    if config.model_type != "nemotron-nas":
         return dict(entry)
     fields = {key: value for key, value in entry.items() if key != "intermediate_size"}
     if isinstance(block.ffn, FFN):
-        fields["ffn_mult"] = 3 * block.ffn.intermediate_size / (2 * parent.shape.hidden_size)
+        fields["ffn_mult"] = 3 * block.ffn.intermediate_size / (2 * config.hidden_size)
     return fields
 
 

@@ -1,26 +1,33 @@
 """Which block an engine can load, said before the search instead of after it.
 
 Tried against the engines: vLLM reads DeciLM checkpoints of Llama models only, crashes where the
-first layer has no attention, and knows no linear map and no window in a layer. Hugging Face with
-the modeling files of the checkpoint loads every block of every family.
+first layer has no attention, and knows no linear map and no window in a layer; llama.cpp runs
+linear attention too. Hugging Face with the modeling files of the checkpoint loads every block of
+every family.
+
+`rewrite.py` expresses linear maps and a first layer without attention in blocks that the engines
+do have, but as an FFN as wide as the hidden state, and with a KV head: the same price buys a block
+that does more, so the search leaves them out.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-from puzzle.blocks.variant import FFN, WIDTH_STEP, Block, NoOp
+from puzzle.blocks.variant import FFN, WIDTH_STEP, Block, LinearMap, NoOp
 from puzzle.errors import PuzzleError
 
-Target = Literal["vllm", "hf"]
+Target = Literal["vllm", "hf", "llama.cpp"]
+ENGINES: dict[Target, str] = {"vllm": "vLLM", "hf": "Hugging Face", "llama.cpp": "llama.cpp"}
+ZERO_WIDTH = 32  # of the FFN of zeros that llama.cpp needs where a layer has attention alone
 
 
 def check_family(target: Target, family: str) -> None:
     """PuzzleError when `target` cannot serve children of this family at all."""
-    if target == "vllm" and family != "llama":
+    if target != "hf" and family != "llama":
         raise PuzzleError(
-            f"vLLM serves layers that differ for llama parents only, this one is of the family "
-            f"{family!r}; add --set target=hf"
+            f"{ENGINES[target]} serves layers that differ for llama parents only, this one is of "
+            f"the family {family!r}; take the target hf (--set target=hf, or export --for hf)"
         )
 
 
@@ -28,15 +35,21 @@ def refusal(target: Target, layer: int, block: Block) -> str | None:
     """Why `target` cannot load `block` in this layer; None when it can."""
     if target == "hf":
         return None
-    if reason := block.attention.beyond_decilm or block.ffn.beyond_decilm:
-        return reason
-    if layer == 0 and isinstance(block.attention, NoOp):
-        return "vLLM crashes where the first layer has no attention"
+    engine = ENGINES[target]
+    native = target == "llama.cpp" and isinstance(block.attention, LinearMap)
+    beyond = (not native and block.attention.beyond_decilm) or block.ffn.beyond_decilm
+    if beyond:
+        return f"{engine} {beyond}"
+    if layer == 0 and isinstance(block.attention, (NoOp, LinearMap)):
+        return f"{engine} crashes where the first layer has no attention"
     return None
 
 
-def served(family: str, block: Block) -> Block:
+def served(family: str, block: Block, target: Target = "vllm") -> Block:
     """The block as it is written and priced: DeciLM pads FFN widths with zero channels."""
+    if target == "llama.cpp":
+        alone = isinstance(block.ffn, NoOp) and not isinstance(block.attention, NoOp)
+        return Block(block.attention, FFN(ZERO_WIDTH)) if alone else block
     if family != "llama" or not isinstance(block.ffn, FFN):
         return block
     return Block(block.attention, FFN(-(-block.ffn.intermediate_size // WIDTH_STEP) * WIDTH_STEP))

@@ -9,7 +9,7 @@ from typing import Any
 
 from puzzle.blocks.variant import Block
 from puzzle.budget import Budget
-from puzzle.export.targets import served
+from puzzle.export.targets import Target, served
 from puzzle.hardware import source as sources
 from puzzle.hardware.cost import Cost
 from puzzle.hardware.modeled import source_of
@@ -67,8 +67,9 @@ def price(
     space: Sequence[Sequence[Block]],
     budget: Budget,
     source: Source | None = None,
+    target: Target = "vllm",
 ) -> Prices:
-    """Price every block of the space as the serving format will hold it, in static batches.
+    """Price every block of the space as `target` will hold it, in static batches.
 
     Seconds are the static roofline's on one GPU and the closer one's on several (`modeled.py`),
     unless a source is given. A warning says how many of them lie beyond
@@ -87,7 +88,7 @@ def price(
     for batch, costs in inside.items():
         outside[batch], origins[batch, "outside"] = ask(None, batch)
         for block in blocks:
-            costs[block], origins[batch, str(block)] = ask(served(family, block), batch)
+            costs[block], origins[batch, str(block)] = ask(served(family, block, target), batch)
     _warn_beyond(origins)
     return Prices(inside, outside, origins)
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from children import child_logits, parse, random_weights
 from tiny import FAMILIES, MIXTURES, tiny_model
 
 from puzzle.architecture import Architecture
@@ -34,7 +35,6 @@ from puzzle.export.modeling_puzzle import intermediate_size
 from puzzle.export.targets import served
 from puzzle.hardware.roofline import kv_bytes_per_sequence
 from puzzle.library import Library
-from puzzle.modules import Weights, build_model, load
 from puzzle.parent import Parent, open_parent
 from puzzle.run import Run
 
@@ -62,10 +62,6 @@ class Export:
     logits: torch.Tensor
 
 
-def parse(text: str) -> tuple[Block, ...]:
-    return tuple(map(Block.parse, text.split()))
-
-
 def architecture(name: str, family: str) -> tuple[Block, ...]:
     """An architecture, its FFNs written as mixtures where the family has those."""
     text = ARCHITECTURES[name]
@@ -74,33 +70,11 @@ def architecture(name: str, family: str) -> tuple[Block, ...]:
     return parse(text)
 
 
-def random_weights(parent: Parent, blocks: tuple[Block, ...]) -> Weights:
-    """Random tensors of a child, by checkpoint name; norms are not left at one."""
-    generator = torch.Generator().manual_seed(3)
-    state = build_model(parent.config, blocks).state_dict()
-    if parent.shape.tied:
-        del state["lm_head.weight"]
-    return {
-        name: 0.1 * torch.randn(meta.shape, generator=generator) + ("norm" in name)
-        for name, meta in state.items()
-    }
-
-
-def child_logits(
-    parent: Parent, blocks: tuple[Block, ...], weights: Weights, tokens: torch.Tensor
-) -> torch.Tensor:
-    """What the child itself, never written, makes of the tokens."""
-    model = build_model(parent.config, blocks)
-    load(model, {"lm_head.weight": weights[parent.head_name]} | weights)
-    with torch.no_grad():
-        return model(tokens).logits
-
-
 def export(folder: Path, parent: Parent, blocks: tuple[Block, ...], tokens: torch.Tensor) -> Export:
-    weights = random_weights(parent, blocks)
+    weights = random_weights(parent.config, blocks)
     write_checkpoint(folder, parent, Architecture(parent.name, blocks), weights, card="# Card\n")
     stored = {name: tensor.to(parent.config.dtype).float() for name, tensor in weights.items()}
-    logits = child_logits(parent, blocks, stored, tokens)
+    logits = child_logits(parent.config, blocks, stored, tokens)
     written = tuple(served(parent.config.model_type, block) for block in blocks)
     return Export(folder, parent, written, logits)
 
@@ -161,7 +135,7 @@ def sharded(whole: Export, folder: Path) -> Export:
     shutil.copytree(whole.folder, folder)
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    write_weights(folder, weights, tensor_layout(whole.parent, whole.blocks), shard_bytes=40_000)
+    write_weights(folder, weights, tensor_layout(whole.parent.config, whole.blocks), shard_bytes=40_000)
     assert len(list(folder.glob("model-*-of-*.safetensors"))) > 2
     return Export(folder, whole.parent, whole.blocks, whole.logits)
 
@@ -371,7 +345,7 @@ def test_padding_is_exact_zeros_behind_the_childs_own_channels(
 ) -> None:
     made = exports["llama-tied-heads"]  # with biases; 300 channels become 512
     stored = load_file(made.folder / "model.safetensors")
-    own = random_weights(made.parent, parse(ARCHITECTURES["heads"]))
+    own = random_weights(made.parent.config, parse(ARCHITECTURES["heads"]))
     for half, rows in (("gate_proj", True), ("up_proj", True), ("down_proj", False)):
         name = f"model.layers.1.mlp.{half}.weight"
         wide, narrow = (stored[name], own[name]) if rows else (stored[name].T, own[name].T)
@@ -390,7 +364,7 @@ def parent(checkpoints: dict[str, Path]) -> Parent:
 
 
 def write(folder: Path, parent: Parent, text: str = "gqa1+noop") -> Path:
-    weights = random_weights(parent, parse(text))
+    weights = random_weights(parent.config, parse(text))
     return write_checkpoint(folder, parent, Architecture("x", parse(text)), weights, card=text)
 
 
@@ -470,7 +444,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path) -> None:
 def test_tensors_that_do_not_make_the_architecture_are_refused(
     change: dict[str, Any], message: str, parent: Parent, tmp_path: Path
 ) -> None:
-    weights = random_weights(parent, parse("gqa1+ffn96")) | change
+    weights = random_weights(parent.config, parse("gqa1+ffn96")) | change
     weights = {name: tensor for name, tensor in weights.items() if tensor is not None}
     architecture = Architecture("x", parse("gqa1+ffn96"))
     with pytest.raises(PuzzleError, match=message):
