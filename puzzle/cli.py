@@ -194,6 +194,32 @@ def profile(
 
 
 @app.command()
+def export(
+    run: RunFolder,
+    target: Annotated[str, typer.Option("--for", help="vllm, hf or llama.cpp.")] = "vllm",
+    budget: Annotated[str | None, typer.Option(help="Which budget's child.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The folder, or GGUF file, to write.")] = None,
+) -> None:
+    """Write a run's child for an engine: a checkpoint folder, or a GGUF file for llama.cpp."""
+    from puzzle.export.again import export as export_for
+
+    typer.echo(export_for(run, target, budget=budget, out=out))
+
+
+@app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="A checkpoint folder that Puzzle wrote.")],
+) -> None:
+    """Load an exported folder in a clean process, and say which engines take it."""
+    from puzzle.export.check import check as check_folder
+
+    table = Table("engine", "", box=None)
+    for engine, verdict in check_folder(folder):
+        table.add_row(engine, escape(verdict))
+    Console().print(table)
+
+
+@app.command()
 def doctor() -> None:
     """Print versions, devices, and what is available here or why not."""
     from puzzle.doctor import checkup

@@ -9,7 +9,7 @@ from puzzle.config import load_config
 from puzzle.errors import PuzzleError
 from puzzle.export.checkpoint import write_checkpoint
 from puzzle.export.rewrite import Child, rewrite
-from puzzle.export.targets import Target
+from puzzle.export.targets import target_of
 from puzzle.parent import open_parent
 from puzzle.report import model_card
 from puzzle.result import open_result
@@ -17,7 +17,7 @@ from puzzle.run import CONFIG
 
 
 def export(
-    run: str | Path, target: Target, *, budget: str | None = None, out: str | Path | None = None
+    run: str | Path, target: str, *, budget: str | None = None, out: str | Path | None = None
 ) -> Path:
     """Write a run's healed child for `target`; returns the folder, or the GGUF file of llama.cpp.
 
@@ -28,6 +28,7 @@ def export(
     Raises:
         PuzzleError: the child is not healed yet, or the engine cannot serve it.
     """
+    target = target_of(target)
     result = open_result(run, budget)
     healed = records.child(result.name, "healed")
     if not result.run.names(f"{healed}.safetensors"):

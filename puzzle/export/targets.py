@@ -16,10 +16,19 @@ from typing import Literal
 
 from puzzle.blocks.variant import FFN, WIDTH_STEP, Block, LinearMap, NoOp
 from puzzle.errors import PuzzleError
+from puzzle.strict_yaml import did_you_mean
 
 Target = Literal["vllm", "hf", "llama.cpp"]
 ENGINES: dict[Target, str] = {"vllm": "vLLM", "hf": "Hugging Face", "llama.cpp": "llama.cpp"}
 ZERO_WIDTH = 32  # of the FFN of zeros that llama.cpp needs where a layer has attention alone
+
+
+def target_of(name: str) -> Target:
+    """The target of this name; PuzzleError says which there are."""
+    for target in ENGINES:
+        if target == name:
+            return target
+    raise PuzzleError(f"there is no export for {name!r}; {did_you_mean(name, list(ENGINES))}")
 
 
 def check_family(target: Target, family: str) -> None:
