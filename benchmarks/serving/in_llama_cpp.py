@@ -1,6 +1,6 @@
 """Continue prompts greedily with llama.cpp; needs llama-cpp-python and numpy, nothing of ours.
 
-    python in_llama_cpp.py CHILD.gguf ASKED.json ANSWER.json
+python in_llama_cpp.py CHILD.gguf ASKED.json ANSWER.json
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import numpy as np
 
 def main(model: str, asked: dict[str, Any]) -> dict[str, Any]:
     """Greedy tokens and their log-probabilities for every prompt, and the text as tokens."""
-    engine = llama_cpp.Llama(model, n_ctx=256, n_threads=1, logits_all=True, verbose=False)
+    cache = {"type_k": llama_cpp.GGML_TYPE_F32, "type_v": llama_cpp.GGML_TYPE_F32}  # else float16
+    engine = llama_cpp.Llama(model, n_ctx=256, n_threads=1, logits_all=True, verbose=False, **cache)
     tokens, logprobs = [], []
     for prompt in asked["prompts"]:
         found, sure = [], []

@@ -1,6 +1,6 @@
 """Continue prompts greedily with transformers and the folder's own code; nothing of ours.
 
-    python in_transformers.py FOLDER ASKED.json ANSWER.json
+python in_transformers.py FOLDER ASKED.json ANSWER.json
 """
 
 from __future__ import annotations

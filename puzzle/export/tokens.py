@@ -37,7 +37,9 @@ def read_vocabulary(folder: Path, size: int) -> Vocabulary:
     """
     path = folder / "tokenizer.json"
     if not path.exists():
-        raise PuzzleError(f"{folder} has no tokenizer.json, which a GGUF file takes its tokens from")
+        raise PuzzleError(
+            f"{folder} has no tokenizer.json, which a GGUF file takes its tokens from"
+        )
     said = json.loads(path.read_text(encoding="utf-8"))
     model, added = said["model"], said["added_tokens"]
     if model["type"] != "BPE":

@@ -135,7 +135,9 @@ def sharded(whole: Export, folder: Path) -> Export:
     shutil.copytree(whole.folder, folder)
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    write_weights(folder, weights, tensor_layout(whole.parent.config, whole.blocks), shard_bytes=40_000)
+    write_weights(
+        folder, weights, tensor_layout(whole.parent.config, whole.blocks), shard_bytes=40_000
+    )
     assert len(list(folder.glob("model-*-of-*.safetensors"))) > 2
     return Export(folder, whole.parent, whole.blocks, whole.logits)
 

@@ -79,7 +79,9 @@ def test_queries_and_keys_meet_at_the_same_angles(embedded: Parent, tmp_path: Pa
 
     def halves(rows: torch.Tensor) -> torch.Tensor:
         a, b = (rows @ hidden).view(-1, 32).chunk(2, dim=1)
-        return torch.cat([a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], 1)
+        return torch.cat(
+            [a * angles.cos() - b * angles.sin(), b * angles.cos() + a * angles.sin()], 1
+        )
 
     def neighbors(rows: torch.Tensor) -> torch.Tensor:
         a, b = (rows @ hidden).view(-1, 16, 2).unbind(-1)
@@ -88,7 +90,9 @@ def test_queries_and_keys_meet_at_the_same_angles(embedded: Parent, tmp_path: Pa
 
     found = tensors(reader)
     q, k = (torch.tensor(found[f"blk.0.attn_{half}.weight"]) for half in "qk")
-    own = [child.weights[f"model.layers.0.self_attn.{half}_proj.weight"].bfloat16() for half in "qk"]
+    own = [
+        child.weights[f"model.layers.0.self_attn.{half}_proj.weight"].bfloat16() for half in "qk"
+    ]
     wanted = halves(own[0].float()) @ halves(own[1].float()).T
     torch.testing.assert_close(neighbors(q) @ neighbors(k).T, wanted)
 
@@ -143,6 +147,8 @@ def test_tensors_that_do_not_make_the_child_are_refused(embedded: Parent, tmp_pa
     weights = random_weights(embedded.config, blocks)
     del weights["model.norm.weight"]
     child = Child(embedded.config, blocks, weights)
-    with pytest.raises(PuzzleError, match="10 tensors do not make the architecture, which holds 11"):
+    with pytest.raises(
+        PuzzleError, match="10 tensors do not make the architecture, which holds 11"
+    ):
         write_gguf(tmp_path / "child.gguf", child, embedded.folder)
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,15 @@
+"""vLLM asks for this at its start (entry point `vllm.general_plugins`), in each of its processes."""
+
+from __future__ import annotations
+
+
+def register() -> None:
+    """Let vLLM read exported folders without `trust_remote_code`.
+
+    vLLM brings its own model class for the format and takes from us the configuration alone.
+    """
+    from transformers import AutoConfig
+
+    from puzzle.export.configuration_puzzle import DeciLMConfig
+
+    AutoConfig.register(DeciLMConfig.model_type, DeciLMConfig, exist_ok=True)
