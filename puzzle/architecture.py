@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 from puzzle.blocks.variant import Block
 from puzzle.errors import PuzzleError
@@ -52,6 +53,19 @@ class Architecture:
                 "the architecture names no layer: write one line a layer, gqa2+ffn768"
             )
         return cls(parent, tuple(blocks))
+
+    @classmethod
+    def from_config(cls, path: str | Path, parent: str = "") -> Architecture:
+        """Read the config.json of a child in the DeciLM format, ours or a published one.
+
+        Args:
+            path: the file, or the folder it lies in.
+            parent: what the child came from, which the file does not say.
+        """
+        from puzzle.hardware.published import config_of
+        from puzzle.shape import Shape
+
+        return cls(parent, Shape.from_config(config_of(path)).blocks)
 
     def counts(self) -> Counter[Block]:
         """How many layers hold each block."""

@@ -10,9 +10,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from puzzle import nemotron_nas
 from puzzle.blocks.sizes import Sizes
 from puzzle.blocks.variant import FFN, GQA, AttentionVariant, Block, FFNVariant, MoE
 from puzzle.errors import PuzzleError
@@ -117,8 +118,14 @@ class Shape(Sizes):
 
     @classmethod
     def from_config(cls, config: Config) -> Shape:
-        """Read a Hugging Face config.json; PuzzleError names what is missing or unsupported."""
+        """Read a Hugging Face config.json; PuzzleError names what is missing or unsupported.
+
+        Of a published child (nemotron-nas) the blocks are the child's own.
+        """
         family = config.get("model_type")
+        if family == nemotron_nas.MODEL_TYPE:
+            whole = cls.from_config(nemotron_nas.as_llama(config))
+            return replace(whole, blocks=nemotron_nas.blocks_of(config))
         if family not in _TRAITS:
             raise PuzzleError(
                 f"model type {family!r} is not supported; the families are {', '.join(_TRAITS)}"

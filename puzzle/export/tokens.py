@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer as llama.cpp wants it: tokens, their kinds, merges, how text is split."""
+"""A byte-level BPE tokenizer as llama.cpp wants it."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def read_vocabulary(folder: Path, size: int) -> Vocabulary:
     model, added = said["model"], said["added_tokens"]
     if model["type"] != "BPE":
         raise PuzzleError(
-            f"{path} holds a tokenizer of type {model['type']}; only byte-level BPE is written into "
-            "a GGUF file"
+            f"{path} holds a tokenizer of type {model['type']}; only byte-level BPE goes "
+            "into a GGUF file"
         )
     known = {index: token for token, index in model["vocab"].items()}
     special = {each["id"]: CONTROL if each["special"] else USER for each in added}
@@ -79,6 +79,6 @@ def _splitting(path: Path, said: dict[str, Any] | None) -> str:
     if kinds == ["Split", "ByteLevel"] and steps[0]["pattern"]["Regex"].startswith(LLAMA3_SPLIT):
         return "llama-bpe"
     raise PuzzleError(
-        f"{path} splits text by {' and '.join(map(str, kinds))} in a way that llama.cpp has no name "
-        "for; GPT-2's, SmolLM's and Llama 3's are known"
+        f"{path} splits text by {' and '.join(map(str, kinds))} in a way that llama.cpp has no "
+        "name for; GPT-2's, SmolLM's and Llama 3's are known"
     )

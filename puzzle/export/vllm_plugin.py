@@ -1,4 +1,4 @@
-"""vLLM asks for this at its start (entry point `vllm.general_plugins`), in each of its processes."""
+"""What vLLM calls at its start, in each of its processes (entry point `vllm.general_plugins`)."""
 
 from __future__ import annotations
 

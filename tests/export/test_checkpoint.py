@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from children import child_logits, parse, random_weights
+from safetensors.torch import load_file, save_file
 from tiny import FAMILIES, MIXTURES, tiny_model
 
 from puzzle.architecture import Architecture

@@ -1,4 +1,4 @@
-"""The GGUF file holds what llama.cpp's architecture `deci` reads; benchmarks/serving runs it there."""
+"""The GGUF file holds what llama.cpp reads; benchmarks/serving runs it there."""
 
 from __future__ import annotations
 
