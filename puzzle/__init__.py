@@ -3,7 +3,8 @@
     import puzzle
     result = puzzle.search(budget="h100-1gpu")
 
-Names are loaded when first used: `import puzzle` alone loads no torch.
+Names are loaded when first used: `import puzzle` alone loads no torch. The first that touches
+models also lets transformers know our model types, as `puzzle.register()` does.
 """
 
 from __future__ import annotations
@@ -83,12 +84,16 @@ _PUBLIC = {
     "InfeasibleError": "puzzle.errors",
 }
 
+_OF_MODELS = {"search", "solve", "Parent", "open_parent", "add_variant"}
+
 
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'puzzle' has no attribute {name!r}")
     value = getattr(importlib.import_module(_PUBLIC[name]), name)
     globals()[name] = value
+    if name in _OF_MODELS:
+        importlib.import_module("puzzle.export.register").register()
     return value
 
 

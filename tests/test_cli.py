@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 from tiny import SETTINGS
@@ -59,6 +60,19 @@ def test_evaluate_prints_the_table_the_texts_and_the_numbers_found(run, result: 
         assert word in out
     assert "number in 64 tokens at 50%" in out
     assert "No number is hidden in 1024 tokens: the parent has 256 positions." in out
+
+
+def test_export_writes_for_an_engine_and_check_looks_at_it(run, result: Result, tmp_path) -> None:
+    code, out, _ = run("export", result.run.folder, "--for", "vllm", "--out", tmp_path / "child")
+    assert (code, out.strip()) == (0, str(tmp_path / "child"))
+    code, out, _ = run("check", tmp_path / "child")
+    assert code == 0
+    assert any(line.split() == ["vLLM", "yes"] for line in out.splitlines())
+    code, out, _ = run("export", result.run.folder, "--for", "llama.cpp")
+    assert code == 0
+    assert Path(out.strip()) == result.checkpoint.with_name("child.gguf")
+    code, _, err = run("export", result.run.folder, "--for", "vlm")
+    assert (code, err) == (2, "puzzle: there is no export for 'vlm'; did you mean 'vllm'?\n")
 
 
 def test_budgets_and_doctor_say_what_there_is(run) -> None:

@@ -32,3 +32,26 @@ def test_importing_the_module_first_leaves_the_function() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'serch'"):
         _ = puzzle.serch
+
+
+@pytest.mark.parametrize(
+    ("code", "known"),
+    [
+        ("import puzzle", False),
+        ("from puzzle import PuzzleError, Architecture, load_config, Result", False),
+        ("from puzzle import register", False),
+        ("from puzzle import open_parent", True),
+        ("import puzzle; puzzle.search", True),
+        ("import puzzle; puzzle.register()", True),
+    ],
+)
+def test_model_types_are_known_once_a_name_that_touches_models_is_used(
+    code: str, known: bool
+) -> None:
+    asked = (
+        f"{code}\nimport sys\n"
+        "auto = 'transformers.models.auto.configuration_auto'\n"
+        "known = auto in sys.modules and 'nemotron-nas' in sys.modules[auto].CONFIG_MAPPING\n"
+        f"assert known == {known}"
+    )
+    subprocess.run([sys.executable, "-c", asked], check=True)
