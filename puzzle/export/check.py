@@ -92,7 +92,7 @@ def _loaded_logits(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
     with tempfile.TemporaryDirectory() as room:
         asked, answer = Path(room, "asked.safetensors"), Path(room, "answer.safetensors")
         save_file({"tokens": tokens}, asked)
-        command = [sys.executable, "-I", "-c", LOADER, folder.resolve(), asked, answer]
+        command = [sys.executable, "-I", "-c", LOADER, *map(str, (folder.resolve(), asked, answer))]
         done = subprocess.run(command, capture_output=True, text=True, cwd=room, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["it was killed"])[-1]
