@@ -192,6 +192,7 @@ class Config(StrictModel):
     distill: Distill = Distill()
     score: Scoring = Scoring()
     choose: Choose = Choose()
+    fuse: bool = False  # FFNs that follow each other without attention, before healing
     heal: Heal = Heal()
     evaluate: Evaluate = Evaluate()
     ceiling: Ceiling = Ceiling()

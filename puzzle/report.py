@@ -6,6 +6,7 @@ import html
 from pathlib import Path
 from string import Template
 
+from puzzle.architecture import Architecture
 from puzzle.result import Result
 from puzzle.units import show
 
@@ -47,8 +48,8 @@ def headline(result: Result) -> str:
     )
 
 
-def model_card(result: Result) -> str:
-    """The README of an exported checkpoint: what it is, where it comes from, how to load it."""
+def model_card(result: Result, architecture: Architecture) -> str:
+    """The README of an exported checkpoint: what it holds, where it comes from, how to load it."""
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -75,7 +76,7 @@ tokenizer = AutoTokenizer.from_pretrained("this folder")
 ## Architecture
 
 ```
-{result.architecture}```
+{architecture}```
 """
 
 

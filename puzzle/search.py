@@ -6,7 +6,8 @@
 4. Choose   one block per layer, the least summed score within the budget, by integer programming,
             on request again with exact scores where picked blocks are in doubt; the best few are
             measured, and the nearest to the parent is the child, or one still nearer around it.
-5. Mend     the assembled child: its last matrices are refit on its own stream, layer by layer.
+5. Mend     the assembled child: its last matrices are refit on its own stream, layer by layer; on
+            request FFNs that follow each other without attention are fused.
 6. Heal     it by global knowledge distillation from the parent, or another teacher.
 7. Evaluate the parent, the uniform child and the child, before and after healing.
 8. Export   the child as a checkpoint that engines load, and write the report.
@@ -27,6 +28,7 @@ from typing import Any
 import torch
 
 from puzzle import corpus, records
+from puzzle.architecture import Architecture
 from puzzle.assemble import assemble, from_weights
 from puzzle.baselines.uniform import uniform
 from puzzle.budget import Budget, load_budget
@@ -37,7 +39,9 @@ from puzzle.errors import PuzzleError
 from puzzle.evaluate import evaluate
 from puzzle.export.checkpoint import write_checkpoint
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
+from puzzle.export.rewrite import Child
 from puzzle.export.targets import check_family
+from puzzle.fuse import fuse
 from puzzle.hardware.price import cost_source, price
 from puzzle.hardware.throughput import reference_of
 from puzzle.heal import Course, heal
@@ -56,6 +60,7 @@ from puzzle.run import CONFIG, Run, fingerprint
 from puzzle.score import score, scores
 from puzzle.settle import settle
 from puzzle.space import Options, layer_blocks, pieces
+from puzzle.swap import Blocks
 from puzzle.trace import trace, trace_print
 from puzzle.tracker import tensorboard
 from puzzle.training import Texts
@@ -186,19 +191,20 @@ def _make_child(
     with run.stage("mend"):
         mended = partial(_mended, library, window, fingerprint("mend", made))
         child = here().first(lambda: mended(choice, records.child(budget.name, "child")))
+        blocks, student = _fused(library, choice, child) if config.fuse else (choice.blocks, child)
     with run.stage("heal"):
         whole = assemble(library, parent.blocks)
         other = _teacher(parent, config)
         teacher = assemble(replace(library, parent=other), other.blocks) if other else whole
         lesson = healing_text(config, parent.tokenizer, texts["calibration"])
         inputs = fingerprint(
-            *("mended", made, choice.as_record()["blocks"], config.heal.model_dump()),
+            *("mended", made, [*map(str, blocks)], config.heal.model_dump()),
             *(corpus.digest(lesson), other and other.fingerprint),
         )
         course = Course(run, records.child(budget.name, "healed"), inputs)
         watch = tensorboard(run.folder / records.child(budget.name, "tensorboard"))
         read = Texts(lesson, texts["scoring"])
-        healed = heal(course, child, teacher, read, config.heal, watch=watch)
+        healed = heal(course, student, teacher, read, config.heal, watch=watch)
     if not here().leads:
         return
     with run.stage("evaluate"):
@@ -223,12 +229,12 @@ def _make_child(
         if rival:
             judge("uniform", lambda: rival)
         judge("child", lambda: child)
-        judge("healed", lambda: from_weights(library, choice.blocks, healed))
+        judge("healed", lambda: from_weights(library, blocks, healed))
     with run.stage("export"):
         result = Result(run, budget.name)
         if not run.fresh(records.exported(budget.name), asked):
-            architecture = choice.architecture(parent.name)
-            folder, text = result.checkpoint, model_card(result)
+            architecture = Architecture(parent.name, blocks)
+            folder, text = result.checkpoint, model_card(result, architecture)
             write_checkpoint(folder, parent, architecture, healed, card=text)
             run.save(records.exported(budget.name), choice.as_record(), asked)
     with run.stage("report"):
@@ -260,6 +266,15 @@ def _mended(
     inputs = fingerprint(inputs, choice.as_record()["blocks"])
     weights = mend(library, choice.blocks, list(window.parts), name=name, inputs=inputs)
     return nearest(library, choice.blocks, weights)
+
+
+def _fused(
+    library: Library, choice: Choice, child: PuzzleForCausalLM
+) -> tuple[Blocks, PuzzleForCausalLM]:
+    """The child with its FFNs fused where they follow each other without attention."""
+    whole = Child(library.parent.config, choice.blocks, dict(child.named_parameters()))
+    fused = fuse(whole)
+    return fused.blocks, from_weights(library, fused.blocks, fused.weights)
 
 
 def _menu(parent: Parent, losses: Losses, budget: Budget, config: Config) -> Menu:

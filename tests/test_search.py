@@ -23,6 +23,7 @@ from puzzle.assemble import from_weights
 from puzzle.corpus import splits
 from puzzle.evaluate import evaluate as evaluate_text
 from puzzle.exact import exact
+from puzzle.export.again import export
 from puzzle.library import Library
 from puzzle.parent import open_parent
 from puzzle.result import Result
@@ -279,3 +280,28 @@ def test_a_teacher_of_another_vocabulary_is_refused(tiny_parent: str, tmp_path: 
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "foreign")
     with pytest.raises(PuzzleError, match=r"a vocabulary of 97 tokens, .* one of 4096"):
         search(tiny_parent, out=tmp_path / "run", settings=[f"teacher={tmp_path / 'foreign'}"])
+
+
+def test_a_search_that_fuses_heals_and_exports_the_fused_child(
+    tiny_parent: str, tmp_path: Path
+) -> None:
+    """So few parameters that no layer may keep its attention, or more than half of its FFN."""
+    budget = tmp_path / "small.yaml"
+    budget.write_text(
+        "description: small\nhardware: h100-sxm\n"
+        "workload: {prompt_tokens: 200, new_tokens: 56, batches: [8], weights: bfloat16, "
+        "kv: bfloat16}\nlimits: {params: 558000 params}\n"
+    )
+    space = ["target=hf", "space.attention=[noop]", "space.ffn=[50%]", "space.removal=1"]
+    settings = [*SETTINGS, *space, "choose.rounds=1", "fuse=true"]
+    found = search(tiny_parent, budget=str(budget), out=tmp_path / "run", settings=settings)
+    assert " ".join(map(str, found.architecture.blocks)) == "noop+ffn512 noop+ffn512 noop+ffn512"
+    written = Architecture.from_config(found.checkpoint)
+    assert " ".join(map(str, written.blocks)) == "noop+ffn1024 noop+noop noop+ffn512"
+    assert written.blocks == Architecture.from_config(export(found.run.folder, "hf")).blocks
+    healed = found.run.load_tensors(f"children/{found.name}/healed")
+    assert healed["model.layers.0.mlp.down_proj.weight"].shape == (64, 1024)
+    assert (
+        str(Architecture(tiny_parent, written.blocks))
+        in found.checkpoint.joinpath("README.md").read_text()
+    )

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from puzzle import records
+from puzzle.architecture import Architecture
 from puzzle.config import load_config
 from puzzle.errors import PuzzleError
 from puzzle.export.checkpoint import write_checkpoint
 from puzzle.export.rewrite import Child, rewrite
 from puzzle.export.targets import target_of
+from puzzle.fuse import fused_blocks
 from puzzle.parent import open_parent
 from puzzle.report import model_card
 from puzzle.result import open_result
@@ -38,13 +40,16 @@ def export(
         )
     config = load_config(result.run.folder / CONFIG)
     parent, weights = open_parent(config.model, config.dtype), result.run.load_tensors(healed)
-    beside = result.checkpoint.parent
+    beside, blocks = result.checkpoint.parent, result.architecture.blocks
+    if config.fuse:
+        blocks = fused_blocks(blocks)
     if target == "llama.cpp":
         from puzzle.export.gguf import write_gguf
 
-        child = rewrite(Child(parent.config, result.architecture.blocks, weights), target)
+        child = rewrite(Child(parent.config, blocks, weights), target)
         return write_gguf(Path(out or beside / "child.gguf"), child, parent.folder)
+    whole = Architecture(parent.name, blocks)
     folder = Path(out or beside / f"for-{target}")
     return write_checkpoint(
-        folder, parent, result.architecture, weights, card=model_card(result), target=target
+        folder, parent, whole, weights, card=model_card(result, whole), target=target
     )
