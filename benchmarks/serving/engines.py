@@ -2,11 +2,12 @@
 
     python benchmarks/serving/engines.py WORK PARENT [vllm=PYTHON] [llama_cpp=PYTHON]
 
-Of PARENT (`embedded`, or a checkpoint folder) a child is made that holds every kind of block its
-target can be given, rewritten ones among them; it is exported for each engine and run there, in a
+Of PARENT (`embedded`, `random`, or a checkpoint folder) a child is made that holds every kind of
+block its target can be given, rewritten ones among them; it is exported for each engine and run there, in a
 process of its own and with the interpreter named (transformers always with this one). The child
 itself, in memory and never written, is the reference. vLLM is asked twice: with the folder's own
-code trusted, and by the plugin of the Puzzle installed beside it.
+code trusted, and by the plugin of the Puzzle installed beside it. The parent `random` has what the
+embedded one lacks: an untied head, biases, fewer KV heads, scaled rotary frequencies.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.append(str(Path(__file__).parents[1]))
 import record
@@ -42,10 +44,38 @@ def parent_in_float32(name: str, work: Path) -> Parent:
     """A copy of the parent whose checkpoints are float32, so that nothing is rounded."""
     folder = work / "parent"
     if not folder.exists():
-        shutil.copytree(open_parent(name).folder, folder)
+        shutil.copytree(open_parent("embedded" if name == "random" else name).folder, folder)
+        if name == "random":
+            write_random(folder)
         path = folder / "config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "float32"}))
     return open_parent(str(folder))
+
+
+def write_random(folder: Path) -> None:
+    """A random Llama in place of the weights there."""
+    scaling = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0}
+    scaling |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    config = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=128,
+        intermediate_size=320,
+        num_hidden_layers=9,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        attention_bias=True,
+        mlp_bias=True,
+        bos_token_id=0,
+        eos_token_id=0,
+        rope_parameters={**scaling, "original_max_position_embeddings": 64},
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    for parameter in model.parameters():
+        mean = 0.0 if parameter.dim() > 1 else float(parameter.detach().mean())
+        torch.nn.init.normal_(parameter, mean, 0.1)
+    model.save_pretrained(folder)
 
 
 def every_block(parent: Parent) -> tuple[Block, ...]:
