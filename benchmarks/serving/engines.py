@@ -3,10 +3,10 @@
     python benchmarks/serving/engines.py WORK PARENT [vllm=PYTHON] [llama_cpp=PYTHON]
 
 Of PARENT (`embedded`, `random`, or a checkpoint folder) a child is made that holds every kind of
-block its target can be given, rewritten ones among them; it is exported for each engine and run there, in a
-process of its own and with the interpreter named (transformers always with this one). The child
-itself, in memory and never written, is the reference. vLLM is asked twice: with the folder's own
-code trusted, and by the plugin of the Puzzle installed beside it. The parent `random` has what the
+block its target can be given, rewritten ones among them; it is exported for each engine and run
+there, in a process of its own and with the interpreter named (transformers always with this one).
+The child itself, in memory and never written, is the reference. vLLM is asked twice: with the
+folder's own code trusted, and by the plugin of the Puzzle installed beside it. The parent `random` has what the
 embedded one lacks: an untied head, biases, fewer KV heads, scaled rotary frequencies.
 """
 
