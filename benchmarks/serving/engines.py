@@ -6,8 +6,8 @@ Of PARENT (`embedded`, `random`, or a checkpoint folder) a child is made that ho
 block its target can be given, rewritten ones among them; it is exported for each engine and run
 there, in a process of its own and with the interpreter named (transformers always with this one).
 The child itself, in memory and never written, is the reference. vLLM is asked twice: with the
-folder's own code trusted, and by the plugin of the Puzzle installed beside it. The parent `random` has what the
-embedded one lacks: an untied head, biases, fewer KV heads, scaled rotary frequencies.
+folder's own code trusted, and by the plugin of the Puzzle installed beside it. The parent `random`
+has what the embedded one lacks: an untied head, biases, fewer KV heads, scaled rotary frequencies.
 """
 
 from __future__ import annotations
