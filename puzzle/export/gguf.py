@@ -175,7 +175,7 @@ def rope_factors(config: Any) -> torch.Tensor:
             f"the rotary scaling {kind!r} has no place in a GGUF file of this kind, only "
             f"{', '.join(SCALINGS)} have; export --for hf"
         )
-    scaled = rotary(child_config(config, [])).inv_freq.double()
+    scaled = rotary(child_config(config, [])).get_buffer("inv_freq").double()
     exponents = torch.arange(len(scaled), dtype=torch.float64) / len(scaled)
     return (rope["rope_theta"] ** -exponents / scaled).float().round(decimals=6)
 
