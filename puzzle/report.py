@@ -68,7 +68,7 @@ integer programming for the budget `{result.name}`, healed by distillation from 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("this folder", trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained("this folder")
+tokenizer = AutoTokenizer.from_pretrained("this folder", trust_remote_code=True)
 ```
 
 {_markdown(result)}

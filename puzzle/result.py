@@ -93,6 +93,22 @@ class Result:
         text = (self.run.folder / f"{records.solution(self.name)}.txt").read_text()
         return Architecture.parse(text)
 
+    @property
+    def written(self) -> Architecture:
+        """What the healed child holds and its checkpoint: the blocks chosen, fused where asked for.
+
+        PuzzleError where the child that was chosen last is not healed.
+        """
+        name, chosen = records.exported(self.name), [*map(str, self.architecture.blocks)]
+        made = self.run.load(name) if self.run.names(f"{name}.json") else {}
+        if made.get("blocks") != chosen:
+            raise PuzzleError(
+                f"{self.run.folder} has chosen a child for budget {self.name} but not healed it; "
+                "run `puzzle search` with that budget first, or name another with --budget"
+            )
+        blocks = map(Block.parse, made.get("written", chosen))
+        return Architecture(self.architecture.parent, tuple(blocks))
+
     @cached_property
     def scores(self) -> pd.DataFrame:
         """One row a layer and block: its score, its exact loss where known; which is chosen.

@@ -236,7 +236,8 @@ def _make_child(
             architecture = Architecture(parent.name, blocks)
             folder, text = result.checkpoint, model_card(result, architecture)
             write_checkpoint(folder, parent, architecture, healed, card=text)
-            run.save(records.exported(budget.name), choice.as_record(), asked)
+            written = {**choice.as_record(), "written": [*map(str, blocks)]}
+            run.save(records.exported(budget.name), written, asked)
     with run.stage("report"):
         write_report(result)
 

@@ -76,14 +76,7 @@ def of_run(target: str | Path | Result, data: str | None, other: object) -> Exam
     if other:
         raise PuzzleError("a run has its own parent and records; leave --parent and --out away")
     result = target if isinstance(target, Result) else open_result(target)
-    run, blocks = result.run, result.architecture.blocks
-    finished = records.exported(result.name)
-    made = run.load(finished)["blocks"] if run.names(f"{finished}.json") else []
-    if made != [*map(str, blocks)]:
-        raise PuzzleError(
-            f"{run.folder} has chosen a child for budget {result.name} but not healed it; run "
-            "`puzzle search` with that budget first, or name another with --budget"
-        )
+    run, blocks, written = result.run, result.architecture.blocks, result.written.blocks
     config = load_config(run.folder / CONFIG)
     parent = open_parent(config.model, config.dtype)
     library = Library(run, parent, config.distill.coupled)
@@ -98,7 +91,7 @@ def of_run(target: str | Path | Result, data: str | None, other: object) -> Exam
         return nearest(library, blocks, mended)
 
     def after() -> PreTrainedModel:
-        return from_weights(library, blocks, run.load_tensors(healed))
+        return from_weights(library, written, run.load_tensors(healed))
 
     subjects = {
         "parent": Subject("parent", "", lambda: assemble(library, parent.blocks)),

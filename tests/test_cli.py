@@ -63,15 +63,16 @@ def test_evaluate_prints_the_table_the_texts_and_the_numbers_found(run, result: 
 
 
 def test_export_writes_for_an_engine_and_check_looks_at_it(run, result: Result, tmp_path) -> None:
-    code, out, _ = run("export", result.run.folder, "--for", "vllm", "--out", tmp_path / "child")
+    words = ("export", result.run.folder, "--budget", result.name, "--for")
+    code, out, _ = run(*words, "vllm", "--out", tmp_path / "child")
     assert (code, out.strip()) == (0, str(tmp_path / "child"))
     code, out, _ = run("check", tmp_path / "child")
     assert code == 0
     assert any(line.split() == ["vLLM", "yes"] for line in out.splitlines())
-    code, out, _ = run("export", result.run.folder, "--for", "llama.cpp")
+    code, out, _ = run(*words, "llama.cpp")
     assert code == 0
     assert Path(out.strip()) == result.checkpoint.with_name("child.gguf")
-    code, _, err = run("export", result.run.folder, "--for", "vlm")
+    code, _, err = run(*words, "vlm")
     assert (code, err) == (2, "puzzle: there is no export for 'vlm'; did you mean 'vllm'?\n")
 
 

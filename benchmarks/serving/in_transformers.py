@@ -20,7 +20,7 @@ def main(folder: str, asked: dict[str, Any]) -> dict[str, Any]:
     model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, trust_remote_code=True
     ).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     tokens, logprobs = [], []
     for prompt in asked["prompts"]:
         made = model.generate(

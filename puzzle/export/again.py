@@ -5,13 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from puzzle import records
-from puzzle.architecture import Architecture
 from puzzle.config import load_config
-from puzzle.errors import PuzzleError
 from puzzle.export.checkpoint import write_checkpoint
 from puzzle.export.rewrite import Child, rewrite
 from puzzle.export.targets import target_of
-from puzzle.fuse import fused_blocks
 from puzzle.parent import open_parent
 from puzzle.report import model_card
 from puzzle.result import open_result
@@ -32,23 +29,15 @@ def export(
     """
     target = target_of(target)
     result = open_result(run, budget)
-    healed = records.child(result.name, "healed")
-    if not result.run.names(f"{healed}.safetensors"):
-        raise PuzzleError(
-            f"{run} has chosen a child for budget {result.name} but not healed it; finish it with "
-            f"puzzle search --out {run} --budget {result.name}"
-        )
-    config = load_config(result.run.folder / CONFIG)
-    parent, weights = open_parent(config.model, config.dtype), result.run.load_tensors(healed)
-    beside, blocks = result.checkpoint.parent, result.architecture.blocks
-    if config.fuse:
-        blocks = fused_blocks(blocks)
+    config, whole = load_config(result.run.folder / CONFIG), result.written
+    parent = open_parent(config.model, config.dtype)
+    weights = result.run.load_tensors(records.child(result.name, "healed"))
+    beside = result.checkpoint.parent
     if target == "llama.cpp":
         from puzzle.export.gguf import write_gguf
 
-        child = rewrite(Child(parent.config, blocks, weights), target)
+        child = rewrite(Child(parent.config, whole.blocks, weights), target)
         return write_gguf(Path(out or beside / "child.gguf"), child, parent.folder)
-    whole = Architecture(parent.name, blocks)
     folder = Path(out or beside / f"for-{target}")
     return write_checkpoint(
         folder, parent, whole, weights, card=model_card(result, whole), target=target

@@ -175,9 +175,9 @@ def rope_factors(config: Any) -> torch.Tensor:
             f"the rotary scaling {kind!r} has no place in a GGUF file of this kind, only "
             f"{', '.join(SCALINGS)} have; export --for hf"
         )
-    frequencies = rotary(child_config(config, [])).get_buffer("inv_freq").double()
-    exponents = torch.arange(len(frequencies), dtype=torch.float64) / len(frequencies)
-    return (rope["rope_theta"] ** -exponents / frequencies).float().round(decimals=6)
+    scaled = rotary(child_config(config, [])).get_buffer("inv_freq").double()
+    exponents = torch.arange(len(scaled), dtype=torch.float64) / len(scaled)
+    return (rope["rope_theta"] ** -exponents / scaled).float().round(decimals=6)
 
 
 def _write_tensor(writer: Any, name: str, tensor: torch.Tensor, gguf: Any) -> None:
