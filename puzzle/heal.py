@@ -21,7 +21,7 @@ from puzzle.errors import PuzzleError
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
 from puzzle.losses import Factors
 from puzzle.modules import Weights
-from puzzle.objective import Objective
+from puzzle.objective import Objective, Trunk
 from puzzle.ranks import here
 from puzzle.run import Run
 from puzzle.shards import full, shard
@@ -86,7 +86,8 @@ def heal(
     student = copy.deepcopy(child).float().requires_grad_().train()
     if options.recompute:
         student.gradient_checkpointing_enable({"use_reentrant": False})
-    objective = Objective(student, teacher and _taught_by(teacher, dtype), factors, options.layers)
+    guide = _guide(teacher, dtype) if teacher is not None and factors.guided else None
+    objective = Objective(student, guide, factors, options.layers)
     shard(objective, student.model.layers, dtype)
     training = Training(objective, texts, options, course.checkpoints, dtype)
     for progress in training.run():
@@ -119,13 +120,13 @@ def corrected(
     return learned
 
 
-def _taught_by(teacher: PuzzleForCausalLM, dtype: torch.dtype) -> PuzzleForCausalLM:
+def _guide(teacher: PuzzleForCausalLM, dtype: torch.dtype) -> Trunk:
     """The teacher in the dtype of the arithmetic; where ranks share it, a copy that they do."""
-    if here().world == 1 and _dtype(teacher) == dtype:
-        return teacher
-    own = copy.deepcopy(teacher).to(dtype)
-    shard(own, own.model.layers, dtype)
-    return own
+    if here().world > 1 or _dtype(teacher) != dtype:
+        teacher = copy.deepcopy(teacher).to(dtype)
+    guide = Trunk(teacher)
+    shard(guide, teacher.model.layers, dtype)
+    return guide
 
 
 def _dtype(model: PuzzleForCausalLM) -> torch.dtype:

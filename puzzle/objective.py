@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +18,18 @@ from puzzle.losses import End, Factors, Text, cosine_loss, head_loss
 
 Streams = tuple[torch.Tensor, ...]
 Pairs = Sequence[tuple[int, int]]  # streams that are compared: a student's, a teacher's
+
+
+class Trunk(nn.Module):
+    """A model up to its head: tokens in; out come its streams and where they end."""
+
+    def __init__(self, model: PuzzleForCausalLM) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens_ST: torch.Tensor, *, streams: bool) -> tuple[Streams, End]:
+        """The streams [S, T, D] that enter each layer and, normed, leave the last; and the end."""
+        return run_trunk(self.model, tokens_ST, streams=streams)
 
 
 class Objective(nn.Module):
@@ -30,7 +43,7 @@ class Objective(nn.Module):
     def __init__(
         self,
         student: PuzzleForCausalLM,
-        teacher: PuzzleForCausalLM | None,
+        teacher: Trunk | None,
         factors: Factors,
         layers: Sequence[int] = (),
     ) -> None:
@@ -39,7 +52,9 @@ class Objective(nn.Module):
             raise PuzzleError("the cosine and KL losses need a teacher; give one, or only heal.lm")
         self.student, self.factors = student, factors
         self._teacher = (teacher if factors.guided else None,)  # in a tuple it is no submodule
-        self.pairs = matched(student, teacher, layers) if teacher and factors.cosine else ()
+        self.pairs: Pairs = ()
+        if teacher is not None and factors.cosine:
+            self.pairs = matched(student.config, teacher.model.config, layers)
 
     @property
     def device(self) -> torch.device:
@@ -55,12 +70,12 @@ class Objective(nn.Module):
             share_S: what a token of each sequence counts; over a batch they sum to 1.
         """
         (teacher,), factors = self._teacher, self.factors
-        streams, end = _run(self.student, tokens_ST, streams=bool(self.pairs))
+        streams, end = run_trunk(self.student, tokens_ST, streams=bool(self.pairs))
         wanted: Streams = ()
         target = None
         if teacher is not None:
             with torch.no_grad():
-                wanted, target = _run(teacher, tokens_ST, streams=bool(self.pairs))
+                wanted, target = teacher(tokens_ST, streams=bool(self.pairs))
         text = Text.of(tokens_ST, share_S)
         total, parts = head_loss(end, target if factors.kl else None, text, factors)
         if self.pairs:
@@ -70,18 +85,16 @@ class Objective(nn.Module):
         return total, parts
 
 
-def _run(
+def run_trunk(
     model: PuzzleForCausalLM, tokens_ST: torch.Tensor, *, streams: bool
 ) -> tuple[Streams, End]:
-    """The streams [S, T, D] that enter each layer and, normed, leave the last; and the end."""
+    """What `Trunk` gives; no streams unless they are asked for."""
     outputs = model.model(tokens_ST, use_cache=False, output_hidden_states=streams)
     end = End(outputs.last_hidden_state.flatten(0, 1), model.lm_head.weight)
     return outputs.hidden_states or (), end
 
 
-def matched(
-    student: PuzzleForCausalLM, teacher: PuzzleForCausalLM, layers: Sequence[int] = ()
-) -> Pairs:
+def matched(student: Any, teacher: Any, layers: Sequence[int] = ()) -> Pairs:
     """Which streams are compared; none, with a warning, where hidden sizes differ.
 
     A layer's output is the stream that enters the next one. So what leaves layer j of a student
@@ -89,11 +102,14 @@ def matched(
     and what leaves the last with what leaves the last. Without `layers` they are taken to lie
     evenly, which is each by each where there are as many.
 
+    Args:
+        student: its configuration, as transformers has it; likewise the teacher's.
+
     Raises:
         PuzzleError: `layers` that are not as many as the student's, rising, and the teacher's.
     """
-    ours, theirs = (model.config.num_hidden_layers for model in (student, teacher))
-    widths = [model.config.hidden_size for model in (student, teacher)]
+    ours, theirs = (config.num_hidden_layers for config in (student, teacher))
+    widths = [config.hidden_size for config in (student, teacher)]
     if widths[0] != widths[1]:
         warnings.warn(
             f"the student's hidden size is {widths[0]}, the teacher's {widths[1]}: hidden states "

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from puzzle.ranks import here
@@ -29,6 +29,12 @@ def shard(whole: nn.Module, layers: Iterable[nn.Module], dtype: torch.dtype) -> 
         if any(True for _ in layer.parameters()):  # a layer may be empty
             fully_shard(layer, mp_policy=policy)
     fully_shard(whole, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
+
+
+def release(whole: nn.Module) -> None:
+    """Go back to the rows of this rank after a pass without gradients, which leaves them whole."""
+    if isinstance(whole, FSDPModule):
+        whole.reshard()
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:

@@ -22,6 +22,7 @@ from puzzle.objective import Objective
 from puzzle.progress import track
 from puzzle.ranks import here
 from puzzle.schedule import Step, batch, schedule
+from puzzle.shards import release
 
 MICRO_TOKENS = 1024  # of one pass
 CLIP = 1.0  # of the gradient norm
@@ -112,6 +113,7 @@ class Training:
         """Judge the student by the validation text, and keep it where it is the best so far."""
         assert self.texts.validation_ST is not None
         found = self._pass(self.texts.validation_ST, learn=False)
+        release(self.objective)
         self.losses[-1][checks.CHECKED] = checks.judged(found)
         if checks.best(self.losses) == len(self.losses):
             self.checkpoints.keep(self.objective.student, len(self.losses))

@@ -18,7 +18,7 @@ from puzzle.heal import Course, heal
 from puzzle.library import Library
 from puzzle.losses import Factors
 from puzzle.modules import Weights
-from puzzle.objective import Objective
+from puzzle.objective import Objective, Trunk
 from puzzle.parent import Parent
 from puzzle.run import Run
 from puzzle.trace import trace
@@ -71,7 +71,7 @@ def losses_of(
 ) -> dict[str, float]:
     """What an objective says of a student on these tokens, each loss before its factor."""
     with torch.no_grad():
-        objective = Objective(student, teacher, Factors())
+        objective = Objective(student, Trunk(teacher), Factors())
         _, parts = objective(tokens, torch.full((len(tokens),), 1 / tokens.numel()))
     return {name: float(part) for name, part in parts.items()}
 
