@@ -5,6 +5,7 @@ Modules that load torch are imported inside the commands, so that help and error
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,6 +26,7 @@ app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Derive a faster LLM for your hardware."
 )
 WIDE = 120  # columns a table may take, whatever the terminal's
+LOSSES = ("cosine", "kl", "lm")  # of a healing, each with its factor in the settings
 RunFolder = Annotated[Path, typer.Argument(help="A run directory that `puzzle search` made.")]
 
 
@@ -108,6 +110,60 @@ def solve(
         _show(solve_for(run, budget))
     else:
         raise PuzzleError("give a run directory and --budget, or --problem FILE")
+
+
+@app.command()
+def heal(
+    target: Annotated[str, typer.Argument(help="A run directory, checkpoint folder or hub id.")],
+    loss: Annotated[str | None, typer.Option(help="cosine+kl, kl, lm, or others summed.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="A text; several with weights: --data a.txt=0.7.")
+    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="A checkpoint folder or hub id.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Which budget's child of the run.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where a trained checkpoint goes.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="One setting, like heal.tokens=65536.")
+    ] = None,
+) -> None:
+    """Heal a run's child anew, or train a checkpoint further on text or from a teacher."""
+    from puzzle.config import load_config
+    from puzzle.ranks import here
+    from puzzle.run import CONFIG
+
+    said = [*_heal_settings(loss, data, teacher, budget), *(settings or ())]
+    if (Path(target) / CONFIG).exists():
+        if out:
+            raise PuzzleError(f"{target} is a run, its healed child stays in it; leave out --out")
+        from puzzle.search import heal_again
+
+        result = heal_again(target, settings=said)
+        if here().leads:
+            _show(result)
+        return
+    if out is None:
+        raise PuzzleError(f"{target} is no run directory; give --out to train it as a checkpoint")
+    from puzzle.pretrain import pretrain
+
+    folder = pretrain(load_config(None, [f"model={json.dumps(target)}", *said]), out)
+    if here().leads:
+        typer.echo(f"checkpoint  {folder}")
+
+
+def _heal_settings(
+    loss: str | None, data: list[str] | None, teacher: str | None, budget: str | None
+) -> list[str]:
+    """What these options are as settings."""
+    from puzzle.mixture import parse
+
+    named = {"teacher": teacher, "budget": budget, "heal.data": parse(data) if data else None}
+    said = [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
+    if loss is None:
+        return said
+    counted = loss.split("+")
+    if unknown := [name for name in counted if name not in LOSSES]:
+        raise PuzzleError(f"--loss {loss}: {unknown[0]!r} is none of {', '.join(LOSSES)}")
+    return [*said, *(f"heal.{name}={float(name in counted)}" for name in LOSSES)]
 
 
 @app.command()

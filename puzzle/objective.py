@@ -50,6 +50,13 @@ class Objective(nn.Module):
         super().__init__()
         if factors.guided and teacher is None:
             raise PuzzleError("the cosine and KL losses need a teacher; give one, or only heal.lm")
+        if factors.kl and teacher is not None:
+            sizes = [model.config.vocab_size for model in (student, teacher.model)]
+            if sizes[0] != sizes[1]:
+                raise PuzzleError(
+                    f"the student knows {sizes[0]} tokens, the teacher {sizes[1]}; "
+                    "KL needs one vocabulary; choose another teacher, or heal.kl=0"
+                )
         self.student, self.factors = student, factors
         self._teacher = (teacher if factors.guided else None,)  # in a tuple it is no submodule
         self.pairs: Pairs = ()

@@ -112,17 +112,15 @@ def solve(out: str | Path, budget: str) -> Result:
         return Result(run, asked.name)
 
 
-def heal_again(out: str | Path, *, budget: str | None = None, settings: Sequence[str]) -> Result:
+def heal_again(out: str | Path, *, settings: Sequence[str]) -> Result:
     """Heal the child of a run anew, as if the run had been configured so from the start.
 
     Args:
         out: the run directory of a finished search.
-        budget: the child of another budget than the last search's.
-        settings: what is to be different, like `heal.cosine=0`.
+        settings: what is to be different, like `heal.cosine=0`, or the `budget` of the child.
     """
     run = Run.existing(out)
-    said = [] if budget is None else [f"budget={json.dumps(budget)}"]
-    config = load_config(run.folder / CONFIG, [*said, *settings])
+    config = load_config(run.folder / CONFIG, settings)
     with run.locked():
         return _search(run, config)
 
