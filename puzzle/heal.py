@@ -85,7 +85,7 @@ def heal(
         teacher = corrected(course.before("corrected"), teacher, texts, options)
     student = copy.deepcopy(child).float().requires_grad_().train()
     if options.recompute:
-        student.gradient_checkpointing_enable({"use_reentrant": False})
+        student.activation_checkpointing_enable({"use_reentrant": False})
     guide = _guide(teacher, dtype) if teacher is not None and factors.guided else None
     objective = Objective(student, guide, factors, options.layers)
     shard(objective, student.model.layers, dtype)

@@ -45,14 +45,14 @@ def pretrain(config: Config, out: Path) -> Path:
         if run.fresh(RECORD, course.inputs):
             return out
         teacher = _model(_folder(config.teacher)) if config.teacher else None
-        watch = tensorboard(out / RECORD / "tensorboard")
-        weights = heal(course, student, teacher, texts, config.heal, watch=watch)
+        with tensorboard(out / RECORD / "tensorboard") as watch:
+            weights = heal(course, student, teacher, texts, config.heal, watch=watch)
         if here().leads:
             losses = run.info(course.record)["losses"]
             _write(out, source, student, weights)
             made = {"model": config.model, "data": config.data, "heal": config.heal.model_dump()}
             run.save(RECORD, {**made, "losses": losses}, course.inputs)
-            Path(out / f"{course.record}.safetensors").unlink()
+            (out / f"{course.record}.safetensors").unlink()
         here().barrier()
     return out
 

@@ -200,9 +200,9 @@ def _make_child(
             *(corpus.digest(lesson), other and other.fingerprint),
         )
         course = Course(run, records.child(budget.name, "healed"), inputs)
-        watch = tensorboard(run.folder / records.child(budget.name, "tensorboard"))
         read = Texts(lesson, texts["scoring"])
-        healed = heal(course, student, teacher, read, config.heal, watch=watch)
+        with tensorboard(run.folder / records.child(budget.name, "tensorboard")) as watch:
+            healed = heal(course, student, teacher, read, config.heal, watch=watch)
     if not here().leads:
         return
     with run.stage("evaluate"):

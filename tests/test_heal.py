@@ -11,8 +11,9 @@ from puzzle import checkpoints, training
 from puzzle import heal as stage
 from puzzle.assemble import assemble, from_weights
 from puzzle.blocks.variant import Block
-from puzzle.config import Distill, Heal
+from puzzle.config import Distill, Heal, Phase
 from puzzle.distill import distill
+from puzzle.errors import PuzzleError
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
 from puzzle.heal import Course, heal
 from puzzle.library import Library
@@ -198,3 +199,91 @@ def test_a_large_batch_is_the_mean_of_its_parts(
     parts = heal(course(tmp_path / "parts"), child, teacher, texts, options)
     for name, weight in whole.items():
         torch.testing.assert_close(parts[name], weight, rtol=1e-3, atol=1e-5)
+
+
+def test_text_alone_is_learned_without_a_teacher(child: PuzzleForCausalLM, tmp_path: Path) -> None:
+    options = OPTIONS.model_copy(update={"cosine": 0.0, "kl": 0.0, "lm": 1.0})
+    path = course(tmp_path)
+    heal(path, child, None, Texts(torch.arange(24).repeat(8, 1)), options)
+    losses = path.run.info(path.record)["losses"]
+    assert set(losses[0]) == {"lm", "learning_rate"}
+    assert losses[-1]["lm"] < losses[0]["lm"] - 1
+
+
+def test_recomputed_activations_change_nothing(
+    child: PuzzleForCausalLM, teacher: PuzzleForCausalLM, tmp_path: Path
+) -> None:
+    texts = Texts(sequences(8, seed=2))
+    options = OPTIONS.model_copy(update={"recompute": True})
+    whole = heal(course(tmp_path / "whole"), child, teacher, texts, OPTIONS)
+    again = heal(course(tmp_path / "again"), child, teacher, texts, options)
+    assert same(whole, again)
+
+
+def test_phases_set_batch_and_length(
+    child: PuzzleForCausalLM, teacher: PuzzleForCausalLM, tmp_path: Path
+) -> None:
+    phases = (Phase(sequence_length=8, batch_tokens=48), Phase(share=3))
+    options = OPTIONS.model_copy(update={"schedule": phases})
+    read: list[int] = []
+    texts = Texts(sequences(8, seed=2))
+    heal(
+        *(course(tmp_path), child, teacher, texts, options),
+        watch=lambda progress: read.append(progress.tokens),
+    )
+    assert read == [48 * step for step in range(1, 7)] + [288 + 96 * step for step in range(1, 10)]
+
+
+def test_a_healing_that_no_longer_helps_ends_and_its_best_is_kept(
+    library: Library,
+    child: PuzzleForCausalLM,
+    teacher: PuzzleForCausalLM,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Learned by heart, one sequence makes others worse."""
+    changes = {"cosine": 0.0, "kl": 0.0, "lm": 1.0, "learning_rate": 1e-2}
+    options = OPTIONS.model_copy(update={**changes, "checks": STEPS, "patience": 2})
+    texts = Texts(sequences(1, seed=2), sequences(4, seed=5))
+    path = course(tmp_path / "whole")
+    healed = heal(path, child, None, texts, options)
+    losses = path.run.info(path.record)["losses"]
+    checked = [step["validation"] for step in losses]
+    best = checked.index(min(checked))
+    assert len(checked) == best + 1 + options.patience < STEPS
+    kept = from_weights(library, BLOCKS, healed)
+    with torch.no_grad():
+        _, parts = Objective(kept, None, Factors(0, 0, 1))(
+            texts.validation_ST, torch.full((4,), 1 / 96)
+        )
+    assert float(parts["lm"]) == pytest.approx(checked[best], rel=1e-5)
+
+    def mortal(progress: Progress) -> None:
+        if progress.step == len(checked):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints, "EVERY_S", 0.0)
+    killed = course(tmp_path / "killed")
+    with pytest.raises(KeyboardInterrupt):
+        heal(killed, child, None, texts, options, watch=mortal)
+    assert same(heal(killed, child, None, texts, options), healed)
+    with pytest.raises(PuzzleError, match=r"heal\.checks needs a validation text"):
+        heal(course(tmp_path / "none"), child, None, Texts(texts.training_ST), options)
+
+
+def test_a_parent_that_learned_the_text_teaches_another_child(
+    child: PuzzleForCausalLM, teacher: PuzzleForCausalLM, tmp_path: Path
+) -> None:
+    texts = Texts(torch.arange(24).repeat(8, 1))
+    before = {name: weight.clone() for name, weight in teacher.state_dict().items()}
+    options = OPTIONS.model_copy(update={"correct_tokens": 10 * 96})
+    path = course(tmp_path / "corrected")
+    taught = heal(path, child, teacher, texts, options)
+    plain = heal(course(tmp_path / "plain"), child, teacher, texts, OPTIONS)
+    assert not same(taught, plain)
+    assert same(teacher.state_dict(), before)  # a copy was corrected
+    lessons = path.run.info("children/budget/corrected")["losses"]
+    assert len(lessons) == 10
+    assert lessons[-1]["lm"] < lessons[0]["lm"]
+    rates = [step["learning_rate"] for step in path.run.info(path.record)["losses"]]
+    assert max(step["learning_rate"] for step in lessons) == pytest.approx(max(rates) / 5)
