@@ -23,7 +23,7 @@ from puzzle.checkpoints import Checkpoints
 from puzzle.config import Heal
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
 from puzzle.losses import Factors
-from puzzle.objective import Objective
+from puzzle.objective import Objective, Trunk
 from puzzle.run import Run
 from puzzle.schedule import batch, schedule
 from puzzle.training import BETAS, CLIP, MICRO_TOKENS, Progress, Texts, Training
@@ -60,7 +60,7 @@ def _ours(
 ) -> Iterator[Progress]:
     """The healing engine, a step at a time; it keeps no checkpoints, as the Trainer keeps none."""
     student = copy.deepcopy(child).float().requires_grad_().train()
-    objective = Objective(student, teacher, Factors(options.cosine, options.kl))
+    objective = Objective(student, Trunk(teacher), Factors(options.cosine, options.kl))
     never = Checkpoints(Run(tempfile.mkdtemp()), "heal", "", saved=math.inf)
     return Training(objective, Texts(tokens), options, never, torch.bfloat16).run()
 
