@@ -18,6 +18,7 @@ from puzzle.baselines.minitron.minitron import CONFIG
 from puzzle.baselines.minitron.outcome import Pruned
 from puzzle.baselines.minitron.workshop import partway
 from puzzle.cli import main
+from puzzle.corpus import splits
 from puzzle.errors import PuzzleError
 
 QUICK = [*SETTINGS, "prune.tokens=256", "prune.light=256", "prune.candidates=2"]
@@ -80,8 +81,11 @@ def records(out: Path) -> list[Path]:
     return [path for path in out.rglob("*") if path.suffix in (".json", ".safetensors")]
 
 
-def test_the_search_goes_on_from_a_pruned_parent(pruned: Pruned, tmp_path: Path) -> None:
-    result = search(str(pruned.checkpoint), out=tmp_path / "run", settings=SETTINGS)
+def test_the_search_goes_on_from_a_pruned_parent_taught_by_the_whole(
+    pruned: Pruned, tiny_parent: str, tmp_path: Path
+) -> None:
+    settings = [*SETTINGS, f"teacher={tiny_parent}", "heal.cosine=0"]
+    result = search(str(pruned.checkpoint), out=tmp_path / "run", settings=settings)
     whole = open_parent(str(pruned.checkpoint)).shape
     assert result.served("parent")["params"] == whole.model_params(whole.blocks)
     assert result.served("child")["tokens_per_s"] > result.served("parent")["tokens_per_s"]
@@ -113,6 +117,31 @@ def test_every_way_comes_to_a_checkpoint(axis: str, settings: list[str], tmp_pat
     )
     corrected = (tmp_path / "run/teacher.safetensors").exists()
     assert corrected == any("correct_tokens" in setting for setting in settings)
+
+
+def test_layers_that_stay_are_those_whose_loss_costs_least_perplexity(tmp_path: Path) -> None:
+    """Against transformers' own model with the layers deleted from it."""
+    found = prune(
+        "embedded",
+        target="0.88x",
+        out=tmp_path / "run",
+        settings=[*QUICK, "prune.axes=[depth]", "prune.light=0", "heal.tokens=0"],
+    )
+    parent = open_parent("embedded")
+    tokens = splits("embedded", parent.tokenizer, length=32, tokens={"scoring": 256}, seed=0)[
+        "scoring"
+    ]
+    losses = {}
+    for gone in range(1, 7):
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            parent.folder, dtype=torch.float32
+        )
+        del model.model.layers[gone]
+        model.config.num_hidden_layers = 7
+        with torch.no_grad():
+            losses[gone] = float(model(tokens, labels=tokens, use_cache=False).loss)
+    best = min(losses, key=lambda gone: losses[gone])
+    assert found.cut.layers == tuple(layer for layer in range(8) if layer != best)
 
 
 def test_rounds_go_down_in_even_steps() -> None:

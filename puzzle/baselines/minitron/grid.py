@@ -35,7 +35,7 @@ class Grid:
         hidden, ffn, heads = [whole.hidden_size], [whole.intermediate_size], [(each, groups)]
         if "width" in self.axes:
             hidden = _parts(whole.hidden_size, steps, SMALLEST)
-            ffn = _parts(whole.intermediate_size, steps, 0)
+            ffn = _parts(whole.intermediate_size, 2 * steps, 0)  # it costs least to cut finely
             heads += [(fewer, groups) for fewer in _parts(each, HEAD_STEPS, SMALLEST)[1:]]
             heads += [(each, fewer) for fewer in _parts(groups, HEAD_STEPS, SMALLEST)[1:]]
         fewest = max(2, math.ceil(SMALLEST * layers)) if "depth" in self.axes else layers

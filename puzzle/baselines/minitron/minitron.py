@@ -19,9 +19,9 @@ from puzzle.assemble import assemble
 from puzzle.baselines.minitron.cut import Cut, check_dense
 from puzzle.baselines.minitron.grid import Grid, kind_of, near
 from puzzle.baselines.minitron.outcome import Pruned, outcome_of
-from puzzle.baselines.minitron.pruned import model_of, write_pruned
+from puzzle.baselines.minitron.pruned import write_pruned
 from puzzle.baselines.minitron.sizes import size_in, target_of
-from puzzle.baselines.minitron.workshop import FINAL, Workshop
+from puzzle.baselines.minitron.workshop import FINAL, LIGHT, Workshop
 from puzzle.config import Config, load_config
 from puzzle.library import Library
 from puzzle.mixture import healing_text, split_texts
@@ -80,8 +80,7 @@ def _prune(run: Run, config: Config) -> Pruned:
     with run.stage("try"):
         best = _best(shop, whole, finalists)
     with run.stage("heal"):
-        light = model_of(best.config(parent.config), shop.lightly_healed(best))
-        healed = shop.heal(FINAL, best, light, config.heal.tokens)
+        healed = shop.healed(best)
     with run.stage("evaluate"):
         outcome = outcome_of(shop, original, best, healed)
     with run.stage("export"):
@@ -104,7 +103,7 @@ def _best(shop: Workshop, whole: Cut, finalists: Sequence[Cut]) -> Cut:
         ]
         return sorted(rows, key=lambda row: row["healed_kl"])
 
-    asked = fingerprint(shop.inputs, [str(cut) for cut in finalists])
+    asked = fingerprint([shop.healing_print(LIGHT, cut) for cut in finalists])
     rows = shop.run.remember("finalists", asked, tried)
     best = next(cut for cut in finalists if str(cut) == rows[0]["cut"])
     for cut in finalists:

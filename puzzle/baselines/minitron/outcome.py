@@ -39,6 +39,7 @@ ROWS = {
 class Pruned:
     """The cut that was kept, its checkpoint, the table and every finalist."""
 
+    parent: str
     cut: Cut
     checkpoint: Path
     table: pd.DataFrame  # SI units
@@ -58,7 +59,9 @@ class Pruned:
         return (
             f"{first['cut']} ({first['kind']}) is the nearest to its teacher of "
             f"{len(self.finalists)} lightly healed: KL {first['kl']:.3f} before, "
-            f"{first['healed_kl']:.3f} after.\n\ncheckpoint  {self.checkpoint}"
+            f"{first['healed_kl']:.3f} after.\n\n"
+            f"checkpoint  {self.checkpoint}\n"
+            f"search on   puzzle search --model {self.checkpoint} --teacher {self.parent}"
         )
 
 
@@ -89,7 +92,7 @@ def outcome_of(shop: Workshop, original: PuzzleForCausalLM, cut: Cut, healed: We
         found = run.remember(name, asked, lambda size=size, make=make: facts(size, make))  # type: ignore[misc]
         columns[title] = {row: float(found[field]) for row, (field, _) in ROWS.items()}
     table = pd.DataFrame(columns, index=list(ROWS))
-    return Pruned(cut, run.folder / "hf", table, pd.DataFrame(run.load("finalists")))
+    return Pruned(parent.name, cut, run.folder / "hf", table, pd.DataFrame(run.load("finalists")))
 
 
 def _written(value: float, unit: str) -> str:

@@ -27,7 +27,7 @@ from puzzle.training import Texts
 
 ASKED = 200  # questions, where layers are judged by them
 JUDGED = 32  # cuts of a kind whose KL is measured before any is healed
-FINAL = "final"  # the healing of the cut that is kept
+LIGHT, FINAL = "light", "final"  # healings: of every finalist, and of the one that is kept
 # the settings that a cut's tensors and the layers that stay depend on
 MAKING = ("tokens", "over_tokens", "over_texts", "depth", "merge", "rounds")
 
@@ -137,34 +137,41 @@ class Workshop:
 
     def healed_kl(self, cut: Cut) -> float:
         """The same after the light healing."""
-        inputs = self.healing_print(_light(cut), cut)
         worth = self._worth(
-            f"cuts/{cut}.healed", lambda: self._model(cut, self.lightly_healed(cut)), inputs
+            f"cuts/{cut}.healed",
+            lambda: self._model(cut, self.lightly_healed(cut)),
+            self.healing_print(LIGHT, cut),
         )
         return float(worth["kl"])
 
     def drop(self, cut: Cut) -> None:
         """Delete the tensors of a cut that is not kept; what it was worth stays."""
-        self.run.forget(_light(cut))
+        self.run.forget(f"{LIGHT}/{cut}")
 
     def lightly_healed(self, cut: Cut) -> Weights:
         """The tensors of a cut after `prune.light` tokens."""
-        model = self._model(cut, self.weights(cut))
-        return self.heal(_light(cut), cut, model, self.config.prune.light)
+        return self._heal(LIGHT, cut, lambda: self.weights(cut))
 
-    def heal(self, name: str, cut: Cut, model: PuzzleForCausalLM, tokens: int) -> Weights:
+    def healed(self, cut: Cut) -> Weights:
+        """The tensors of a cut after `heal.tokens` more."""
+        return self._heal(FINAL, cut, lambda: self.lightly_healed(cut))
+
+    def _heal(self, stage: str, cut: Cut, start: Callable[[], Weights]) -> Weights:
         """Distil from the teacher; hidden states are compared where they have the same width."""
+        course = Course(self.run, f"{stage}/{cut}/healed", self.healing_print(stage, cut))
+        if course.done:
+            return self.run.load_tensors(course.record)
+        tokens = {LIGHT: self.config.prune.light, FINAL: self.config.heal.tokens}[stage]
         changes = {"tokens": tokens, "layers": cut.layers, "correct_tokens": 0}
         if cut.hidden_size != self.parent.shape.hidden_size:
             changes["cosine"] = 0.0
-        course = Course(self.run, f"{name}/healed", self.healing_print(name, cut))
         read = Texts(self.texts["lesson"], self.texts["scoring"])
         options = self.config.heal.model_copy(update=changes)
-        return heal(course, model, self.teacher, read, options)
+        return heal(course, self._model(cut, start()), self.teacher, read, options)
 
-    def healing_print(self, name: str, cut: Cut) -> str:
+    def healing_print(self, stage: str, cut: Cut) -> str:
         """Fingerprint of a healing: the final one goes on from the light one."""
-        tokens = self.config.heal.tokens if name == FINAL else 0
+        tokens = self.config.heal.tokens if stage == FINAL else 0
         return fingerprint(self.inputs, str(cut), self.config.prune.light, tokens)
 
     def _model(self, cut: Cut, weights: Weights) -> PuzzleForCausalLM:
@@ -193,11 +200,6 @@ class Workshop:
             ),
         )
         return worth
-
-
-def _light(cut: Cut) -> str:
-    """The folder of a cut's light healing."""
-    return f"light/{cut}"
 
 
 def partway(whole: Cut, cut: Cut, rounds: int) -> Cut:
