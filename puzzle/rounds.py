@@ -46,20 +46,23 @@ def _round(library: Library, menu: Menu, center: Choice, draws: tuple[int, int])
     child = Child(library, center.blocks)
     losses = around(child, space, samples=samples, seed=seed, inputs=inputs)
     near = replace(menu, losses=losses, removals={})
-    best, *_ = _measured(library, near, center, dict.fromkeys(RADII, 1))
-    reach = sum(one != other for one, other in zip(best.blocks, center.blocks))
-    return min(best, *_measured(library, near, center, {reach: OTHERS}), key=measured)
+    tried = _measured(library, near, center, dict.fromkeys(RADII, 1))
+    if tried:
+        reach = sum(one != other for one, other in zip(tried[0].blocks, center.blocks))
+        tried += _measured(library, near, center, {reach: OTHERS})
+    return min([center, *tried], key=measured)
 
 
 def _measured(
     library: Library, menu: Menu, center: Choice, counts: Mapping[int, int]
 ) -> list[Choice]:
-    """So many of the best children within each radius, nearest to the parent first."""
+    """So many of the best children within each radius, the center left out, nearest first."""
     found: dict[Blocks, Choice] = {}
     for radius, count in counts.items():
         inside = replace(menu, region=Region(center.blocks, radius))
-        for choice in choose(inside, count):
+        for choice in choose(inside, count + 1):
             found[choice.blocks] = replace(choice, loss=measured(center) + choice.loss)
+    found.pop(center.blocks, None)
     return trial(library, list(found.values()))
 
 
