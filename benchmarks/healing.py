@@ -16,7 +16,6 @@ that is not named stay as they were. `trainer` needs the package accelerate, as 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -185,7 +184,7 @@ def trainer(clinic: Clinic) -> tuple[dict[str, float], Rows]:
     return compared(child, clinic.teacher, clinic.tokens, options)
 
 
-STEPS: dict[str, Callable[[Clinic], tuple[dict[str, float], Rows]]] = {
+STEPS: dict[str, record.Step[Clinic]] = {
     "parent": parent,
     "trainer": trainer,
     **{
@@ -199,12 +198,7 @@ STEPS: dict[str, Callable[[Clinic], tuple[dict[str, float], Rows]]] = {
 def main() -> None:
     """Do what is missing, and write what there is after every step."""
     torch.set_num_threads(1)
-    clinic = Clinic(Path(sys.argv[1]))
-    for name in sys.argv[2:] or STEPS:
-        found, rows = STEPS[name](clinic)
-        summary = {key: round(value, 4) for key, value in found.items()}
-        print(f"== {name}: {summary}", flush=True)
-        record.update("healing", ("step", name), summary, rows)
+    record.take_steps("healing", STEPS, Clinic(Path(sys.argv[1])))
 
 
 if __name__ == "__main__":

@@ -8,10 +8,13 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 RESULTS = Path(__file__).parent / "results"
+Bench = TypeVar("Bench")
+Step = Callable[[Bench], tuple[dict[str, float], list[dict[str, Any]]]]  # its figures and rows
 PACKAGES = ("torch", "transformers", "triton", "numpy", "ortools", "pulp", "highspy", "mip")
 
 
@@ -51,9 +54,19 @@ def update(name: str, part: tuple[str, str], summary: dict[str, Any], rows: list
     return write(name, earlier["summary"] | summary, [*others, *own])
 
 
+def take_steps(name: str, steps: Mapping[str, Step[Bench]], bench: Bench) -> None:
+    """Take the steps named on the command line after WORK, or all; each is written when done."""
+    for step in sys.argv[2:] or steps:
+        found, rows = steps[step](bench)
+        summary = {key: round(value, 4) for key, value in found.items()}
+        print(f"== {step}: {summary}", flush=True)
+        update(name, ("step", step), summary, rows)
+
+
 def _portable(word: str) -> str:
-    """A word of the command line; of an absolute path only the last part."""
-    return Path(word).name if Path(word).is_absolute() else word
+    """A word of the command line, `name=path` too; of an absolute path only the last part."""
+    name, equals, path = word.rpartition("=")
+    return f"{name}{equals}{Path(path).name}" if Path(path).is_absolute() else word
 
 
 def machine() -> dict[str, Any]:

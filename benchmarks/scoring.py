@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -237,7 +236,7 @@ def picked(bench: Bench) -> tuple[dict[str, float], list[dict[str, Any]]]:
 
 
 # in order of importance; each goes on where it was killed
-STEPS: dict[str, Callable[[Bench], tuple[dict[str, float], list[dict[str, Any]]]]] = {
+STEPS: dict[str, record.Step[Bench]] = {
     "agreement": agreement,
     "children": children,
     "mending": mending,
@@ -253,11 +252,7 @@ def main() -> None:
     torch.set_num_threads(1)
     bench = Bench(Path(sys.argv[1]))
     fisher(bench)
-    for name in sys.argv[2:] or STEPS:
-        found, rows = STEPS[name](bench)
-        summary = {key: round(value, 4) for key, value in found.items()}
-        print(f"== {name}: {summary}", flush=True)
-        record.update("scoring", ("step", name), summary, rows)
+    record.take_steps("scoring", STEPS, bench)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def search(
     from puzzle import search as search_for
     from puzzle.ranks import here
 
-    said = [f'teacher="{teacher}"'] if teacher else []
+    said = [f"teacher={json.dumps(teacher)}"] if teacher else []
     result = search_for(
         model, data=data, budget=budget, out=out, config=config, settings=[*said, *(settings or ())]
     )

@@ -10,16 +10,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import torch
+from transformers import AutoTokenizer
 
 from puzzle import corpus
 from puzzle.config import Config
-from puzzle.errors import PuzzleError
-from puzzle.export.register import register
+from puzzle.export.register import load_checkpoint
 from puzzle.heal import Course, heal
 from puzzle.mixture import mixed
 from puzzle.modules import Weights
-from puzzle.parent import open_parent
+from puzzle.parent import checkpoint_folder, checkpoint_print
 from puzzle.ranks import here
 from puzzle.run import Run, fingerprint
 from puzzle.tracker import tensorboard
@@ -36,15 +36,15 @@ def pretrain(config: Config, out: Path) -> Path:
         PuzzleError: models, texts or losses that do not go together.
     """
     source = _folder(config.model)
+    guide = checkpoint_folder(config.teacher) if config.teacher else None
     run = Run(out)
     with run.locked():
-        register()
-        student, tokenizer = _model(source), AutoTokenizer.from_pretrained(source)
-        texts = _texts(config, tokenizer)
-        course = Course(run, f"{RECORD}/trained", _inputs(config, source, texts))
+        student = load_checkpoint(source)
+        texts = _texts(config, AutoTokenizer.from_pretrained(source))
+        course = Course(run, f"{RECORD}/trained", _inputs(config, source, guide, texts))
         if run.fresh(RECORD, course.inputs):
             return out
-        teacher = _model(_folder(config.teacher)) if config.teacher else None
+        teacher = load_checkpoint(guide) if guide else None
         with tensorboard(out / RECORD / "tensorboard") as watch:
             weights = heal(course, student, teacher, texts, config.heal, watch=watch)
         if here().leads:
@@ -58,16 +58,7 @@ def pretrain(config: Config, out: Path) -> Path:
 
 
 def _folder(model: str) -> Path:
-    return Path(model) if Path(model).is_dir() else open_parent(model).folder
-
-
-def _model(folder: Path) -> Any:
-    """The model of a folder, in the dtype it is stored in."""
-    try:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise PuzzleError(f"{folder} is no checkpoint that loads: {reason}") from None
+    return Path(model) if Path(model).is_dir() else checkpoint_folder(model)
 
 
 def _texts(config: Config, tokenizer: Any) -> Texts:
@@ -84,14 +75,12 @@ def _texts(config: Config, tokenizer: Any) -> Texts:
     return Texts(texts["calibration"], texts.get("scoring"))
 
 
-def _inputs(config: Config, source: Path, texts: Texts) -> str:
+def _inputs(config: Config, source: Path, guide: Path | None, texts: Texts) -> str:
     """Identifies all that the result depends on."""
     read = [text for text in (texts.training_ST, texts.validation_ST) if text is not None]
-    sizes = [(path.name, path.stat().st_size) for path in sorted(source.glob("*.safetensors"))]
-    return fingerprint(
-        *(config.model, sizes, config.teacher, config.heal.model_dump()),
-        [corpus.digest(text) for text in read],
-    )
+    models = [checkpoint_print(folder, torch.float32) for folder in (source, guide) if folder]
+    digests = [corpus.digest(text) for text in read]
+    return fingerprint(models, config.heal.model_dump(), digests)
 
 
 def _write(out: Path, source: Path, model: Any, weights: Weights) -> None:

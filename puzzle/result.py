@@ -199,7 +199,7 @@ class Result:
         table = self.table.astype(object)
         for row, unit in ROWS.items():
             table.loc[row] = [
-                _written(float(value), unit) for value in self.table.loc[row].to_numpy()
+                written(float(value), unit) for value in self.table.loc[row].to_numpy()
             ]
         return table
 
@@ -305,7 +305,8 @@ def _column(prediction: dict[str, float], evaluation: dict[str, float]) -> dict[
     }
 
 
-def _written(value: float, unit: str) -> str:
+def written(value: float, unit: str) -> str:
+    """A number of a table as people read it; `-` where there is none."""
     if pd.isna(value):
         return "-"
     plain = {"": f"{value:.0f}", "nats": f"{value:.3f}", "%": f"{value:.1%}"}

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from puzzle import records
 from puzzle.assemble import assemble, from_weights
 from puzzle.config import Config, load_config
 from puzzle.errors import PuzzleError
-from puzzle.export.register import register
+from puzzle.export.register import load_checkpoint
 from puzzle.library import Library
 from puzzle.measure import nearest
 from puzzle.mixture import Mixture, mixed
@@ -124,12 +124,7 @@ def of_checkpoints(
 
 def _load(folder: Path, parent: Parent) -> PreTrainedModel:
     """A checkpoint as transformers loads it, in the parent's compute dtype."""
-    register()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=parent.dtype).eval()
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise PuzzleError(f"{folder} is no checkpoint that loads: {reason}") from None
+    model = load_checkpoint(folder, parent.dtype)
     vocabulary = model.get_output_embeddings().weight.shape[0]
     if vocabulary != parent.shape.vocab_size:
         raise PuzzleError(

@@ -82,7 +82,7 @@ def write_checkpoint(
     with replacing(folder, sum(map(tensor_bytes, layout.values()))) as new:
         _write_json(new / "config.json", _config_json(config, blocks))
         write_weights(new, stored, layout)
-        _copy_parent_files(parent, new)
+        copy_parent_files(parent, new)
         for path in CODE_FILES:
             shutil.copyfile(path, new / path.name)
         (new / "README.md").write_text(card)
@@ -214,7 +214,7 @@ def write_weights(
         _write_json(folder / "model.safetensors.index.json", index)
 
 
-def _copy_parent_files(parent: Parent, folder: Path) -> None:
+def copy_parent_files(parent: Parent, folder: Path) -> None:
     """Copy tokenizer, chat templates, generation defaults and licence of the parent."""
     for pattern in PARENT_FILES:
         for path in filter(Path.is_file, parent.folder.glob(pattern)):
@@ -231,14 +231,14 @@ def _write_json(path: Path, data: Any) -> None:
 
 
 @contextlib.contextmanager
-def replacing(folder: Path, size: int) -> Iterator[Path]:
+def replacing(folder: Path, size: int, *, mark: str = CODE_FILES[0].name) -> Iterator[Path]:
     """A new folder beside `folder` that takes its place once the block is done.
 
     A process killed inside leaves `folder` as it was, and a hidden sibling that the next write
     removes. Killed between the two renames it leaves the earlier export hidden; the next write
     puts it back first.
     """
-    _refuse_to_replace(folder)
+    _refuse_to_replace(folder, mark)
     new, old = (folder.with_name(f".{folder.name}.{role}") for role in ("new", "old"))
     if old.exists() and not folder.exists():
         old.rename(folder)
@@ -266,9 +266,9 @@ def replacing(folder: Path, size: int) -> Iterator[Path]:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def _refuse_to_replace(folder: Path) -> None:
+def _refuse_to_replace(folder: Path, mark: str) -> None:
     """PuzzleError where `folder` holds anything but an earlier export."""
-    if not folder.exists() or (folder / CODE_FILES[0].name).exists():
+    if not folder.exists() or (folder / mark).exists():
         return
     if not folder.is_dir() or any(folder.iterdir()):
         raise PuzzleError(

@@ -1,9 +1,13 @@
-"""Make transformers know our models by name, so that no `trust_remote_code` is needed."""
+"""Our models known to transformers by name, so that no `trust_remote_code` is needed."""
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+from pathlib import Path
 
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+
+from puzzle.errors import PuzzleError
 from puzzle.export import configuration_puzzle, modeling_puzzle
 from puzzle.modules import FAMILIES
 
@@ -24,3 +28,17 @@ def register() -> None:
         config.register_for_auto_class()
         bare.register_for_auto_class("AutoModel")
         model.register_for_auto_class("AutoModelForCausalLM")
+
+
+def load_checkpoint(folder: Path, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
+    """The model of a folder, a child of ours or any other; `auto` is the dtype it is stored in.
+
+    Raises:
+        PuzzleError: it does not load.
+    """
+    register()
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise PuzzleError(f"{folder} is no checkpoint that loads: {reason}") from None

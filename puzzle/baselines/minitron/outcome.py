@@ -19,17 +19,17 @@ from puzzle.export.modeling_puzzle import PuzzleForCausalLM
 from puzzle.hardware.price import cost_source
 from puzzle.hardware.throughput import reference_of
 from puzzle.modules import Weights
+from puzzle.result import written
 from puzzle.run import fingerprint
-from puzzle.units import show
 
-# row -> (its field, its unit; "" is a plain number, "%" a share)
+# row -> (its field, its unit, as in `result.ROWS`)
 ROWS = {
     "parameters": ("params", "params"),
     "weights": ("weight_bytes", "B"),
     "KV cache": ("kv_bytes", "B"),
     "throughput": ("tokens_per_s", "tok/s"),
-    "KL to the parent": ("kl", ""),
-    "perplexity": ("perplexity", ""),
+    "KL to the parent": ("kl", "nats"),
+    "perplexity": ("perplexity", "nats"),
     "token agreement": ("agreement", "%"),
     "accuracy": ("accuracy", "%"),
 }
@@ -48,7 +48,7 @@ class Pruned:
     def formatted(self) -> pd.DataFrame:
         """The table as people read it."""
         rows = {
-            row: [_written(float(value), unit) for value in self.table.loc[row].to_numpy()]
+            row: [written(float(value), unit) for value in self.table.loc[row].to_numpy()]
             for row, (_, unit) in ROWS.items()
         }
         return pd.DataFrame(rows, index=self.table.columns).T
@@ -93,8 +93,3 @@ def outcome_of(shop: Workshop, original: PuzzleForCausalLM, cut: Cut, healed: We
         columns[title] = {row: float(found[field]) for row, (field, _) in ROWS.items()}
     table = pd.DataFrame(columns, index=list(ROWS))
     return Pruned(parent.name, cut, run.folder / "hf", table, pd.DataFrame(run.load("finalists")))
-
-
-def _written(value: float, unit: str) -> str:
-    plain = {"": f"{value:.3f}", "%": f"{value:.1%}"}
-    return plain[unit] if unit in plain else show(value, unit).removesuffix(" params")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from puzzle.baselines.minitron.cut import Cut
-from puzzle.export.checkpoint import PARENT_FILES, replacing, write_weights
+from puzzle.export.checkpoint import (
+    copy_parent_files,
+    replacing,
+    stored_dtype,
+    tensor_bytes,
+    write_weights,
+)
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
 from puzzle.modules import Weights, build_model, load
 from puzzle.parent import Parent
@@ -40,19 +43,12 @@ def write_pruned(folder: Path, parent: Parent, cut: Cut, weights: Weights) -> Pa
         PuzzleError: the folder holds something else, or the disk is full.
     """
     config = cut.config(parent.config)
-    dtype = parent.config.dtype or torch.bfloat16
-    config.dtype = dtype
-    layout = {name: tensor.to("meta", dtype) for name, tensor in weights.items()}
-    size = sum(tensor.numel() * tensor.element_size() for tensor in layout.values())
-    if (folder / MARK).exists():
-        shutil.rmtree(folder)
-    with replacing(folder, size) as new:
+    config.dtype = stored_dtype(parent.config)
+    layout = {name: tensor.to("meta", config.dtype) for name, tensor in weights.items()}
+    size = sum(map(tensor_bytes, layout.values()))
+    with replacing(folder, size, mark=MARK) as new:
         config.save_pretrained(new)
         write_weights(new, weights, layout)
-        for pattern in PARENT_FILES:
-            for path in filter(Path.is_file, parent.folder.glob(pattern)):
-                target = new / path.relative_to(parent.folder)
-                target.parent.mkdir(exist_ok=True)
-                shutil.copyfile(path, target)
+        copy_parent_files(parent, new)
         (new / MARK).write_text(json.dumps({"parent": parent.name, "cut": str(cut)}) + "\n")
     return folder
