@@ -50,6 +50,7 @@ from puzzle.measure import nearest
 from puzzle.mend import mend
 from puzzle.menu import Choice, Losses, Menu
 from puzzle.mixture import healing_text, split_texts
+from puzzle.modules import Weights
 from puzzle.parent import Parent, open_parent
 from puzzle.provenance import provenance
 from puzzle.ranks import here
@@ -192,42 +193,17 @@ def _make_child(
         blocks, student = _fused(library, choice, child) if config.fuse else (choice.blocks, child)
     with run.stage("heal"):
         whole = assemble(library, parent.blocks)
-        other = _teacher(parent, config)
-        teacher = assemble(replace(library, parent=other), other.blocks) if other else whole
-        lesson = healing_text(config, parent.tokenizer, texts["calibration"])
-        inputs = fingerprint(
-            *("mended", made, [*map(str, blocks)], config.heal.model_dump()),
-            *(corpus.digest(lesson), other and other.fingerprint),
-        )
-        course = Course(run, records.child(budget.name, "healed"), inputs)
-        read = Texts(lesson, texts["scoring"])
-        with tensorboard(run.folder / records.child(budget.name, "tensorboard")) as watch:
-            healed = heal(course, student, teacher, read, config.heal, watch=watch)
+        inputs = fingerprint("mended", made, [*map(str, blocks)])
+        course, healed = _healed(library, student, whole, texts, config, inputs=inputs)
     if not here().leads:
         return
     with run.stage("evaluate"):
-        rival = plain and mended(plain, records.child(budget.name, "uniform"))
-        questions = corpus.accuracy_items()[: config.evaluate.items]
-        examine = partial(
-            evaluate,
-            parent=whole,
-            tokens=texts["evaluation"],
-            tokenizer=parent.tokenizer,
-            items=questions,
-        )
-        asked = fingerprint(
-            course.inputs, corpus.digest(texts["evaluation"]), len(questions), str(plain)
-        )
-
-        def judge(name: str, model: Callable[[], PuzzleForCausalLM]) -> None:
-            name = records.evaluation(budget.name, name)
-            run.remember(name, asked, lambda: asdict(examine(model())))
-
-        judge("parent", lambda: whole)
-        if rival:
-            judge("uniform", lambda: rival)
-        judge("child", lambda: child)
-        judge("healed", lambda: from_weights(library, blocks, healed))
+        models = {"parent": lambda: whole, "child": lambda: child}
+        models |= {"healed": lambda: from_weights(library, blocks, healed)}
+        if plain:
+            models |= {"uniform": lambda: mended(plain, records.child(budget.name, "uniform"))}
+        asked = fingerprint(course.inputs, str(plain))
+        asked = _evaluated(run, parent, models, texts["evaluation"], config, inputs=asked)
     with run.stage("export"):
         result = Result(run, budget.name)
         if not run.fresh(records.exported(budget.name), asked):
@@ -238,6 +214,58 @@ def _make_child(
             run.save(records.exported(budget.name), written, asked)
     with run.stage("report"):
         write_report(result)
+
+
+def _healed(
+    library: Library,
+    student: PuzzleForCausalLM,
+    whole: PuzzleForCausalLM,
+    texts: dict[str, torch.Tensor],
+    config: Config,
+    *,
+    inputs: str,
+) -> tuple[Course, Weights]:
+    """The tensors of the student once healed by the whole parent or another teacher.
+
+    Args:
+        inputs: fingerprint of the student.
+    """
+    run, parent, name = library.run, library.parent, load_budget(config.budget).name
+    other = _teacher(parent, config)
+    teacher = assemble(replace(library, parent=other), other.blocks) if other else whole
+    lesson = healing_text(config, parent.tokenizer, texts["calibration"])
+    taught = [config.heal.model_dump(), corpus.digest(lesson), other and other.fingerprint]
+    course = Course(run, records.child(name, "healed"), fingerprint(inputs, taught))
+    read = Texts(lesson, texts["scoring"])
+    with tensorboard(run.folder / records.child(name, "tensorboard")) as watch:
+        return course, heal(course, student, teacher, read, config.heal, watch=watch)
+
+
+def _evaluated(
+    run: Run,
+    parent: Parent,
+    models: Mapping[str, Callable[[], PuzzleForCausalLM]],
+    tokens: torch.Tensor,
+    config: Config,
+    *,
+    inputs: str,
+) -> str:
+    """Evaluate the models, the parent among them, into records; returns their fingerprint.
+
+    Args:
+        tokens: token ids [S, T] of the evaluation text.
+        inputs: fingerprint of the models.
+    """
+    name, whole = load_budget(config.budget).name, models["parent"]()
+    items = corpus.accuracy_items()[: config.evaluate.items]
+    examine = partial(
+        evaluate, parent=whole, tokens=tokens, tokenizer=parent.tokenizer, items=items
+    )
+    asked = fingerprint(inputs, corpus.digest(tokens), len(items))
+    for title, model in models.items():
+        place = records.evaluation(name, title)
+        run.remember(place, asked, lambda model=model: asdict(examine(model())))  # type: ignore[misc]
+    return asked
 
 
 def _teacher(parent: Parent, config: Config) -> Parent | None:
