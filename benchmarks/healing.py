@@ -32,7 +32,7 @@ from puzzle.assemble import assemble, from_weights
 from puzzle.budget import Budget
 from puzzle.choose import choose
 from puzzle.config import Heal, Scoring, Space
-from puzzle.evaluate import evaluate
+from puzzle.evaluate import Reading, evaluate
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
 from puzzle.hardware.price import cost_source, price
 from puzzle.hardware.profile import Profile
@@ -75,6 +75,7 @@ class Clinic:
         self.library = Library(self.run, self.parent)
         self.teacher = assemble(self.library, self.parent.blocks)
         self.unseen = self.bench.texts["evaluation"]
+        self.reading = Reading(self.teacher, self.unseen)
         splits = {"calibration": MARKS[-1]}
         self.tokens = corpus.splits(
             "embedded", self.parent.tokenizer, length=LENGTH, tokens=splits, seed=1
@@ -120,8 +121,7 @@ class Clinic:
         exam = partial(
             evaluate,
             model,
-            self.teacher,
-            self.unseen,
+            self.reading,
             tokenizer=self.parent.tokenizer,
             items=corpus.accuracy_items()[:ITEMS],
         )

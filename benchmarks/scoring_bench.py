@@ -18,7 +18,7 @@ from puzzle.budget import Budget
 from puzzle.choose import choose
 from puzzle.config import Config, Distill, Scoring, Space
 from puzzle.distill import distill
-from puzzle.evaluate import evaluate
+from puzzle.evaluate import Reading, evaluate
 from puzzle.exact import exact
 from puzzle.hardware.price import price
 from puzzle.hardware.throughput import reference_of
@@ -238,8 +238,7 @@ def mended(bench: Bench, choice: Choice) -> dict[str, float]:
         return asdict(
             evaluate(
                 child,
-                teacher,
-                bench.texts["evaluation"],
+                Reading(teacher, bench.texts["evaluation"]),
                 tokenizer=bench.parent.tokenizer,
                 items=(),
             )

@@ -71,15 +71,13 @@ def evaluate(
 
 def _compare(asked: Examination, tasks: Sequence[str], lengths: Sequence[int]) -> Comparison:
     """Ask everything; what costs least comes first."""
-    tokenizer, parent = asked.parent.tokenizer, asked.subjects["parent"]
-    items, text = corpus.accuracy_items(), corpus.digest(asked.tokens)
+    tokenizer, items = asked.parent.tokenizer, corpus.accuracy_items()
+    text = corpus.digest(asked.tokens)
     texts = asked.answers(
         "text",
         [text, len(items)],
         lambda subject: asdict(
-            evaluate_text(
-                subject.model, parent.model, asked.tokens, tokenizer=tokenizer, items=items
-            )
+            evaluate_text(subject.model, asked.reading, tokenizer=tokenizer, items=items)
         ),
     )
     cells = {row: cells_of(texts, *about) for row, about in ROWS.items()}

@@ -9,6 +9,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -47,18 +48,30 @@ class Evaluation:
     items: int
 
 
+@dataclass(frozen=True)
+class Reading:
+    """A parent and the token ids [S, T] it reads: once, however many models are compared."""
+
+    parent: PreTrainedModel
+    tokens: torch.Tensor
+
+    @cached_property
+    @torch.no_grad()
+    def batches(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Token ids and what the parent's head multiplies [S, T, D], one forward pass each."""
+        size = max(1, BATCH_TOKENS // self.tokens.shape[1])
+        parts = track(self.tokens.split(size), "read")
+        return [(part, _hidden(self.parent, part)) for part in parts]
+
+
 @torch.no_grad()
 def evaluate(
-    model: PreTrainedModel,
-    parent: PreTrainedModel,
-    tokens: torch.Tensor,
-    *,
-    tokenizer: Any,
-    items: Sequence[Item],
+    model: PreTrainedModel, reading: Reading, *, tokenizer: Any, items: Sequence[Item]
 ) -> Evaluation:
-    """Compare a model with its parent on token ids [S, T] and on multiple-choice items."""
-    size = max(1, BATCH_TOKENS // tokens.shape[1])
-    batches = [_compare(model, parent, batch) for batch in track(tokens.split(size), "evaluate")]
+    """Compare a model with its parent on a text the parent has read, and on questions."""
+    batches = [
+        _compare(model, reading.parent, *batch) for batch in track(reading.batches, "evaluate")
+    ]
     text = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
     right = torch.tensor(list(_answers(model, tokenizer, items)))
     perplexity = math.exp(text["loss"].mean())
@@ -73,14 +86,15 @@ def evaluate(
         top_agreement_std_error=std_error(text["top_agreement"]),
         accuracy=float(right.mean()),
         accuracy_std_error=std_error(right),
-        tokens=tokens.numel(),
+        tokens=reading.tokens.numel(),
         items=len(items),
     )
 
 
-def _compare(model: PreTrainedModel, parent: PreTrainedModel, batch: torch.Tensor) -> Values:
+def _compare(
+    model: PreTrainedModel, parent: PreTrainedModel, batch: torch.Tensor, wanted: torch.Tensor
+) -> Values:
     """Each metric's mean over the positions of each sequence of a batch [S, T]."""
-    wanted = _hidden(parent, batch)
     given = wanted if model is parent else _hidden(model, batch)
     following = batch.roll(-1, dims=1)
     heads = parent.get_output_embeddings(), model.get_output_embeddings()

@@ -36,7 +36,7 @@ from puzzle.choose import choose
 from puzzle.config import Config, load_config
 from puzzle.distill import behind, distill
 from puzzle.errors import PuzzleError
-from puzzle.evaluate import evaluate
+from puzzle.evaluate import Reading, evaluate
 from puzzle.export.checkpoint import write_checkpoint
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
 from puzzle.export.rewrite import Child
@@ -256,11 +256,9 @@ def _evaluated(
         tokens: token ids [S, T] of the evaluation text.
         inputs: fingerprint of the models.
     """
-    name, whole = load_budget(config.budget).name, models["parent"]()
+    name, reading = load_budget(config.budget).name, Reading(models["parent"](), tokens)
     items = corpus.accuracy_items()[: config.evaluate.items]
-    examine = partial(
-        evaluate, parent=whole, tokens=tokens, tokenizer=parent.tokenizer, items=items
-    )
+    examine = partial(evaluate, reading=reading, tokenizer=parent.tokenizer, items=items)
     asked = fingerprint(inputs, corpus.digest(tokens), len(items))
     for title, model in models.items():
         place = records.evaluation(name, title)

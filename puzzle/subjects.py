@@ -15,6 +15,7 @@ from puzzle import records
 from puzzle.assemble import assemble, from_weights
 from puzzle.config import Config, load_config
 from puzzle.errors import PuzzleError
+from puzzle.evaluate import Reading
 from puzzle.export.register import load_checkpoint
 from puzzle.library import Library
 from puzzle.measure import nearest
@@ -56,6 +57,11 @@ class Examination:
             source, self.parent.tokenizer, length=length, tokens={"evaluation": count}, seed=seed
         )
         return cut["evaluation"]
+
+    @cached_property
+    def reading(self) -> Reading:
+        """What the parent makes of it."""
+        return Reading(self.subjects["parent"].model, self.tokens)
 
     def answers(self, what: str, inputs: Any, ask: Callable[[Subject], Any]) -> dict[str, Any]:
         """What each subject answers by its title, from records where they are fresh."""

@@ -18,7 +18,7 @@ from puzzle.assemble import assemble
 from puzzle.compare import Comparison
 from puzzle.comparison import Cell
 from puzzle.errors import PuzzleError
-from puzzle.evaluate import evaluate
+from puzzle.evaluate import Reading, evaluate
 from puzzle.generation import continuations
 from puzzle.library import Library
 from puzzle.needle import DEPTHS, NUMBERS, hidden_number, needles
@@ -134,7 +134,7 @@ def test_logits_in_parts_are_the_logits_whole(
     tokens = torch.randint(0, 4096, (3, 50), generator=torch.Generator().manual_seed(0))
 
     def found() -> Any:
-        return evaluate(child, parent, tokens, tokenizer=None, items=[])
+        return evaluate(child, Reading(parent, tokens), tokenizer=None, items=[])
 
     whole = found()
     module = importlib.import_module("puzzle.evaluate")  # the function has its public name

@@ -13,7 +13,7 @@ import transformers
 
 from puzzle.assemble import assemble, from_weights, gather
 from puzzle.corpus import accuracy_items, splits
-from puzzle.evaluate import Evaluation, continuation_log_likelihoods, evaluate
+from puzzle.evaluate import Evaluation, Reading, continuation_log_likelihoods, evaluate
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
 from puzzle.library import Library
 from puzzle.parent import Parent, open_parent
@@ -70,7 +70,7 @@ def tokens(parent: Parent) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def worth(teacher: PuzzleForCausalLM, tokens: torch.Tensor, parent: Parent) -> Evaluation:
     """What the parent is worth, measured against itself."""
-    return evaluate(teacher, teacher, tokens, tokenizer=parent.tokenizer, items=ITEMS)
+    return evaluate(teacher, Reading(teacher, tokens), tokenizer=parent.tokenizer, items=ITEMS)
 
 
 def test_the_parent_is_no_distance_from_itself(worth: Evaluation, tokens: torch.Tensor) -> None:
@@ -93,7 +93,7 @@ def test_perplexity_is_that_of_transformers_own_loss(
 def test_distance_and_agreement_of_a_child_by_the_formula(
     teacher: PuzzleForCausalLM, child: PuzzleForCausalLM, tokens: torch.Tensor, parent: Parent
 ) -> None:
-    worth = evaluate(child, teacher, tokens, tokenizer=parent.tokenizer, items=ITEMS[:2])
+    worth = evaluate(child, Reading(teacher, tokens), tokenizer=parent.tokenizer, items=ITEMS[:2])
     with torch.no_grad():
         p, q = (model(tokens).logits.double().softmax(-1) for model in (teacher, child))
     kl = (p * (p / q).log()).sum(-1)
@@ -148,15 +148,35 @@ def test_accuracy_counts_the_likeliest_choice(
     spread = (worth.accuracy * (1 - worth.accuracy) / (len(ITEMS) - 1)) ** 0.5
     assert worth.accuracy_std_error == pytest.approx(spread, rel=1e-4)
     wrong = [dataclasses.replace(item, answer=(item.answer + 1) % 4) for item in ITEMS]
-    other = evaluate(teacher, teacher, tokens[:2], tokenizer=parent.tokenizer, items=wrong)
+    other = evaluate(teacher, Reading(teacher, tokens[:2]), tokenizer=parent.tokenizer, items=wrong)
     assert other.accuracy <= 1 - worth.accuracy
+
+
+def test_the_parent_reads_a_text_once_for_all_models(
+    teacher: PuzzleForCausalLM, child: PuzzleForCausalLM, tokens: torch.Tensor, parent: Parent
+) -> None:
+    read, passes = Reading(teacher, tokens), 0
+
+    def count(*_: Any) -> None:
+        nonlocal passes
+        passes += 1
+
+    hook = teacher.model.register_forward_hook(count)
+    worths = [
+        evaluate(model, read, tokenizer=parent.tokenizer, items=()) for model in (child, child)
+    ]
+    hook.remove()
+    assert passes == len(read.batches) > 1
+    assert worths[0].kl == worths[1].kl > 0.05
 
 
 def test_one_sequence_has_no_spread(
     child: PuzzleForCausalLM, teacher: PuzzleForCausalLM, tokens: torch.Tensor, parent: Parent
 ) -> None:
     """A user who asks for few evaluation tokens gets an unknown error bar, and no warning."""
-    worth = evaluate(child, teacher, tokens[:1], tokenizer=parent.tokenizer, items=ITEMS[:2])
+    worth = evaluate(
+        child, Reading(teacher, tokens[:1]), tokenizer=parent.tokenizer, items=ITEMS[:2]
+    )
     assert worth.kl > 0
     assert math.isnan(worth.kl_std_error)
 

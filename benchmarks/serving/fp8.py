@@ -9,6 +9,7 @@ evaluation text, as it is and as `vllm serve --quantization fp8_per_channel` wou
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import record
 from puzzle import corpus, open_parent, open_result, records
 from puzzle.assemble import assemble, from_weights
 from puzzle.config import load_config
-from puzzle.evaluate import Evaluation, evaluate
+from puzzle.evaluate import Evaluation, Reading, evaluate
 from puzzle.export.fp8 import fake_quantized
 from puzzle.library import Library
 from puzzle.run import CONFIG
@@ -51,20 +52,10 @@ def main() -> None:
         "child in float8": fake_quantized(child),
         "parent in float8": fake_quantized(whole),
     }
-    rows = [
-        row(
-            name,
-            evaluate(model, whole, texts["evaluation"], tokenizer=parent.tokenizer, items=ITEMS),
-        )
-        for name, model in models.items()
-    ]
-    apart = evaluate(
-        models["child in float8"],
-        child,
-        texts["evaluation"],
-        tokenizer=parent.tokenizer,
-        items=ITEMS,
-    )
+    examine = partial(evaluate, tokenizer=parent.tokenizer, items=ITEMS)
+    read, read_by_child = (Reading(model, texts["evaluation"]) for model in (whole, child))
+    rows = [row(name, examine(model, read)) for name, model in models.items()]
+    apart = examine(models["child in float8"], read_by_child)
     summary = {
         "child_kl": rows[0]["kl"],
         "child_kl_fp8": rows[1]["kl"],

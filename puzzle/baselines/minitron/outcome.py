@@ -14,7 +14,7 @@ from puzzle.baselines.minitron.cut import Cut
 from puzzle.baselines.minitron.pruned import model_of
 from puzzle.baselines.minitron.workshop import FINAL, Workshop
 from puzzle.budget import load_budget
-from puzzle.evaluate import evaluate
+from puzzle.evaluate import Reading, evaluate
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
 from puzzle.hardware.price import cost_source
 from puzzle.hardware.throughput import reference_of
@@ -73,7 +73,7 @@ def outcome_of(shop: Workshop, original: PuzzleForCausalLM, cut: Cut, healed: We
         shop.healing_print(FINAL, cut), corpus.digest(text), len(questions), config.budget
     )
     sizes, budget = cut.config(parent.config), load_budget(config.budget)
-    whole = Cut.whole(parent.shape)
+    whole, reading = Cut.whole(parent.shape), Reading(original, text)
     models: dict[str, tuple[Cut, Callable[[], PuzzleForCausalLM]]] = {
         "parent": (whole, lambda: original),
         "pruned": (cut, lambda: model_of(sizes, shop.weights(cut))),
@@ -83,7 +83,7 @@ def outcome_of(shop: Workshop, original: PuzzleForCausalLM, cut: Cut, healed: We
     def facts(cut: Cut, make: Callable[[], PuzzleForCausalLM]) -> dict[str, Any]:
         shape = cut.shape(parent.config)
         served = reference_of(shape, budget, cost_source(config.costs, shape, budget))
-        worth = evaluate(make(), original, text, tokenizer=parent.tokenizer, items=questions)
+        worth = evaluate(make(), reading, tokenizer=parent.tokenizer, items=questions)
         return {**asdict(served), **asdict(worth)}
 
     columns = {}

@@ -17,7 +17,7 @@ from puzzle.baselines.minitron.importance import Importance, activity
 from puzzle.baselines.minitron.pruned import model_of, write_pruned
 from puzzle.baselines.minitron.width import prune_tensors
 from puzzle.config import Config
-from puzzle.evaluate import evaluate
+from puzzle.evaluate import Reading, evaluate
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
 from puzzle.heal import Course, corrected, heal
 from puzzle.modules import Weights
@@ -67,6 +67,11 @@ class Workshop:
             course = Course(run, "teacher", inputs)
             teacher = corrected(course, original, read, config.heal)
         return cls(run, parent, teacher, texts, config, inputs)
+
+    @cached_property
+    def reading(self) -> Reading:
+        """What the teacher makes of the scoring text."""
+        return Reading(self.teacher, self.texts["scoring"])
 
     @cached_property
     def importance(self) -> Importance:
@@ -192,8 +197,7 @@ class Workshop:
             lambda: asdict(
                 evaluate(
                     make(),
-                    self.teacher,
-                    self.texts["scoring"],
+                    self.reading,
                     tokenizer=self.parent.tokenizer,
                     items=questions,
                 )
