@@ -263,12 +263,17 @@ def profile(
 ) -> None:
     """Time every half layer of the space on this machine, as a table of costs."""
     from puzzle.hardware.estimate import workload_of
-    from puzzle.hardware.profile import Profile, batches_of, device_name
+    from puzzle.hardware.profile import STEADY, Profile, batches_of, device_name
 
     asked = workload_of(workload, dtype, batches_of(batches))
     wanted = Profile(model, asked, out)
     if not plan:
         typer.echo(f"{wanted.run()} timings of {device_name()} in {out}")
+        if unsteady := wanted.unsteady():
+            typer.echo(
+                f"{len(unsteady)} of {len(wanted.cases())} vary by more than {STEADY:.0%}: "
+                "something else runs here. The same command takes them anew and keeps the faster."
+            )
         return
     table = Table("half", "timings", "seconds", box=None)
     rows = wanted.plan()

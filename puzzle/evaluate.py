@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -47,6 +47,25 @@ class Evaluation:
     tokens: int
     items: int
 
+    @classmethod
+    def of(cls, text: Values, right: torch.Tensor, reading: Reading) -> Evaluation:
+        """Means and standard errors of `by_sequence` and `answers`."""
+        perplexity = math.exp(text["loss"].mean())
+        return cls(
+            kl=float(text["kl"].mean()),
+            kl_std_error=std_error(text["kl"]),
+            perplexity=perplexity,
+            perplexity_std_error=perplexity * std_error(text["loss"]),
+            agreement=float(text["agreement"].mean()),
+            agreement_std_error=std_error(text["agreement"]),
+            top_agreement=float(text["top_agreement"].mean()),
+            top_agreement_std_error=std_error(text["top_agreement"]),
+            accuracy=float(right.mean()),
+            accuracy_std_error=std_error(right),
+            tokens=reading.tokens.numel(),
+            items=len(right),
+        )
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -64,31 +83,20 @@ class Reading:
         return [(part, _hidden(self.parent, part)) for part in parts]
 
 
-@torch.no_grad()
 def evaluate(
     model: PreTrainedModel, reading: Reading, *, tokenizer: Any, items: Sequence[Item]
 ) -> Evaluation:
     """Compare a model with its parent on a text the parent has read, and on questions."""
+    return Evaluation.of(by_sequence(model, reading), answers(model, tokenizer, items), reading)
+
+
+@torch.no_grad()
+def by_sequence(model: PreTrainedModel, reading: Reading) -> Values:
+    """Each metric of the text on every sequence, a mean over its positions [S]."""
     batches = [
         _compare(model, reading.parent, *batch) for batch in track(reading.batches, "evaluate")
     ]
-    text = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
-    right = torch.tensor(list(_answers(model, tokenizer, items)))
-    perplexity = math.exp(text["loss"].mean())
-    return Evaluation(
-        kl=float(text["kl"].mean()),
-        kl_std_error=std_error(text["kl"]),
-        perplexity=perplexity,
-        perplexity_std_error=perplexity * std_error(text["loss"]),
-        agreement=float(text["agreement"].mean()),
-        agreement_std_error=std_error(text["agreement"]),
-        top_agreement=float(text["top_agreement"].mean()),
-        top_agreement_std_error=std_error(text["top_agreement"]),
-        accuracy=float(right.mean()),
-        accuracy_std_error=std_error(right),
-        tokens=reading.tokens.numel(),
-        items=len(items),
-    )
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def _compare(
@@ -141,7 +149,7 @@ def _compare_positions(
     }
 
 
-def _answers(model: PreTrainedModel, tokenizer: Any, items: Sequence[Item]) -> Iterator[float]:
+def answers(model: PreTrainedModel, tokenizer: Any, items: Sequence[Item]) -> torch.Tensor:
     """1.0 for each item whose right word is the likeliest continuation of its definition."""
     pairs = [
         (f"{item.kind}, {item.definition}:", f" {choice}")
@@ -149,9 +157,9 @@ def _answers(model: PreTrainedModel, tokenizer: Any, items: Sequence[Item]) -> I
         for choice in item.choices
     ]
     likelihoods = iter(continuation_log_likelihoods(model, tokenizer, pairs).tolist())
-    for item in items:
-        scores = [next(likelihoods) for _ in item.choices]
-        yield float(scores.index(max(scores)) == item.answer)
+    scores = [[next(likelihoods) for _ in item.choices] for item in items]
+    right = [each.index(max(each)) == item.answer for each, item in zip(scores, items)]
+    return torch.tensor(right, dtype=torch.float32)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """`puzzle profile` on a tiny model: what is planned, timed, resumed, and priced from."""
 
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -79,6 +80,29 @@ def test_a_table_is_written_gone_on_with_and_priced_from(profile, config):
     found = estimate(config, "cpu-laptop", "8/4", dtypes="float32", costs=str(profile.table))
     assert "t.csv" in found.rows[0].sources
     assert any("beyond t.csv" in warning for warning in found.warnings())  # batch 2048
+
+
+def test_unsteady_timings_are_taken_anew_and_the_fastest_stay(profile, monkeypatch):
+    """A neighbour that slows every other pass of the first two turns leaves no mark."""
+    taken = Counter()
+
+    def time(bench, case):
+        taken[case] += 1
+        disturbed = taken[case] < 3 and case.phase == "decode"
+        return (0.003, 0.5) if disturbed else (0.001, 0.02)
+
+    monkeypatch.setattr(Bench, "time", time)
+    assert profile.run() == len(profile.cases())
+    assert {case.phase: count for case, count in taken.items()} == {"prefill": 1, "decode": 3}
+    assert {line.seconds for line in read_table(profile.table)} == {0.001}
+    assert profile.unsteady() == []
+    slower = profile.table.read_text().replace("0.001,0.02", "0.0005,0.4", 1)
+    profile.table.write_text(slower)
+    assert len(profile.unsteady()) == 1
+    assert profile.run() == 0
+    seconds = sorted(line.seconds for line in read_table(profile.table))
+    assert seconds[:2] == [0.0005, 0.001]
+    assert len(seconds) == len(profile.cases())
 
 
 def test_types_that_torch_does_not_run_are_refused(config, tmp_path):
