@@ -22,31 +22,22 @@ from pathlib import Path
 from typing import Any
 
 import record
-import throughput_cpu
 import torch
+from cpu_menu import cpu_budget, cpu_menu, searched
 from healing_trainer import compared
-from scoring_bench import MODEL, SAMPLES, Bench, fisher
+from scoring_bench import MODEL, Bench, fisher
 
 from puzzle import corpus, records
 from puzzle.assemble import assemble, from_weights
-from puzzle.budget import Budget
-from puzzle.choose import choose
-from puzzle.config import Heal, Scoring, Space
+from puzzle.config import Heal
 from puzzle.evaluate import Reading, evaluate
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
-from puzzle.hardware.price import cost_source, price
-from puzzle.hardware.profile import Profile
-from puzzle.hardware.throughput import reference_of
 from puzzle.heal import Course, heal
 from puzzle.library import Library
-from puzzle.menu import Choice, Menu
+from puzzle.menu import Choice
 from puzzle.parent import open_parent
-from puzzle.rounds import further
 from puzzle.run import fingerprint
-from puzzle.score import scores
-from puzzle.space import layer_blocks
 from puzzle.training import Progress, Texts
-from puzzle.trial import trial
 
 BUDGETS = ("0.9x", "0.75x", "0.5x")
 HEADLINE = "0.75x"  # the budget of the summary
@@ -56,12 +47,7 @@ LOSSES = {
     "lm": {"cosine": 0.0, "kl": 0.0, "lm": 1.0},
 }
 LENGTH, BATCH, MARKS = 250, 2_000, (50_000, 100_000, 200_000)  # tokens
-FINALISTS, ROUNDS = 16, 3
 RATE, ITEMS = 2e-4, 500
-SPACE = Space(
-    attention=throughput_cpu.ATTENTION,
-    ffn=(*(f"ffn{width}" for width in throughput_cpu.FFN), "linear", "noop"),
-)
 Rows = list[dict[str, Any]]
 
 
@@ -81,39 +67,10 @@ class Clinic:
             "embedded", self.parent.tokenizer, length=LENGTH, tokens=splits, seed=1
         )["calibration"]
 
-    def menu(self, time: str) -> Menu:
-        """What to choose from within this much of the parent's time per token."""
-        work, shape = throughput_cpu.WORK, self.parent.shape
-        table = throughput_cpu.FOLDER / "halves.csv"
-        if not table.exists():
-            table.parent.mkdir(parents=True, exist_ok=True)
-            Profile(str(MODEL), work, table, SPACE).run()
-        budget = Budget.model_validate(
-            {
-                "name": f"cpu-{time}",
-                "hardware": "cpu-laptop",
-                "workload": work.model_dump(),
-                "limits": {"tpot": time},
-            }
-        )
-        space = layer_blocks(self.parent.blocks, SPACE, "hf")
-        source = cost_source(str(table), shape, budget)
-        prices = price(shape, self.parent.family, space, budget, source)
-        found = scores(self.run, space)
-        removals = {layers: each.loss for layers, each in found.removals.items()}
-        return Menu(found.losses, prices, budget, reference_of(shape, budget, source), removals)
-
     def chosen(self, time: str) -> Choice:
-        """The child of a search: of the best by their scores the best measured, in three rounds."""
-        menu = self.menu(time)
-
-        def best() -> dict[str, Any]:
-            first = trial(self.bench.library, choose(menu, FINALISTS))[0]
-            later = further(self.bench.library, menu, first, ROUNDS, Scoring(samples=SAMPLES))
-            return [first, *later][-1].as_record()
-
-        inputs = fingerprint(menu.digest(), FINALISTS, ROUNDS)
-        return Choice.from_record(self.run.remember(f"bench/healing/choice.{time}", inputs, best))
+        """The child of a search."""
+        budget = cpu_budget(f"cpu-{time}", {"limits": {"tpot": time}})
+        return searched(self.bench, cpu_menu(self.bench, budget))
 
     def examined(self, name: str, inputs: str, model: PuzzleForCausalLM) -> dict[str, Any]:
         """What a model is worth, computed at most once."""

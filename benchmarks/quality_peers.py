@@ -2,8 +2,9 @@
 
 The task names the package and its setting, the parent's folder, a safetensors file with the
 calibration text (`tokens`, int64 [sequences, tokens]), the share to prune and the folder to write.
-Prints one JSON object: parameters and sizes of the pruned model, and CPU seconds of this process
-from the loaded parent to the pruned model, calibration included. It imports nothing of ours.
+Prints one JSON object: parameters and sizes of the pruned model, the layers of the parent that it
+keeps where some go, and CPU seconds of this process from the loaded parent to the pruned model,
+calibration included. It imports nothing of ours.
 
 Every setting cuts all layers alike, so that an ordinary Llama checkpoint holds the result:
 
@@ -132,6 +133,7 @@ def depth(package: Any, model: Any, tokens: torch.Tensor, share: float) -> None:
     found = package.analyze_layer_importance(model, _batches(tokens), show_progress=False)
     least = sorted(found, key=lambda layer: found[layer])[: round(share * len(found))]
     package.prune_model(model, pruning_type="DEPTH", layer_indices=least, show_progress=False)
+    model.config.kept_layers = [layer for layer in range(len(found)) if layer not in least]
 
 
 def _batches(tokens: torch.Tensor) -> list[dict[str, torch.Tensor]]:
@@ -180,7 +182,8 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
     AutoTokenizer.from_pretrained(task["parent"]).save_pretrained(task["out"])
     check(model, task["out"], tokens[:1])
     sizes = {name: getattr(model.config, name) for name in SIZES}
-    return {"params": model.num_parameters(), "cpu_s": cpu_s, **sizes}
+    kept = getattr(model.config, "kept_layers", [])
+    return {"params": model.num_parameters(), "cpu_s": cpu_s, **sizes, "kept_layers": kept}
 
 
 if __name__ == "__main__":

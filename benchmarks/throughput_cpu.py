@@ -103,7 +103,7 @@ def timed(layers: int) -> list[dict[str, float]]:
     config = transformers_config(str(MODEL))
     for blocks in track(children(layers)[len(known) :], "children"):
         child = random_model(config, blocks, {"dtype": torch.float32, "device": "cpu"})
-        runs = [_generate(child) for _ in range(REPEATS)]
+        runs = [generate(child) for _ in range(REPEATS)]
         prefill, decode = (statistics.median(times) for times in zip(*runs))
         known.append({"measured_prefill_s": prefill, "measured_decode_s": decode})
         path.write_text(json.dumps(known))
@@ -111,7 +111,7 @@ def timed(layers: int) -> list[dict[str, float]]:
 
 
 @torch.inference_mode()
-def _generate(child: Any) -> tuple[float, float]:
+def generate(child: Any) -> tuple[float, float]:
     """Seconds of reading the prompt, and of the new tokens after the first."""
     tokens = torch.randint(0, 49152, (1, WORK.prompt_tokens))
     begin = time.perf_counter()

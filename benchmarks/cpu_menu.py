@@ -1,0 +1,63 @@
+"""What a search chooses from for this CPU: the scored library at times measured here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import throughput_cpu
+from scoring_bench import MODEL, SAMPLES, Bench
+
+from puzzle.budget import Budget
+from puzzle.choose import choose
+from puzzle.config import Scoring, Space
+from puzzle.hardware.price import cost_source, price
+from puzzle.hardware.profile import Profile
+from puzzle.hardware.throughput import reference_of
+from puzzle.menu import Choice, Menu
+from puzzle.rounds import further
+from puzzle.run import fingerprint
+from puzzle.score import scores
+from puzzle.space import layer_blocks
+from puzzle.trial import trial
+
+SPACE = Space(
+    attention=throughput_cpu.ATTENTION,
+    ffn=(*(f"ffn{width}" for width in throughput_cpu.FFN), "linear", "noop"),
+)
+FINALISTS, ROUNDS = 16, 3
+
+
+def cpu_budget(name: str, limits: dict[str, Any]) -> Budget:
+    """The workload of `throughput_cpu.py` on this CPU, under these limits and targets."""
+    work = throughput_cpu.WORK.model_dump()
+    return Budget.model_validate(
+        {"name": name, "hardware": "cpu-laptop", "workload": work, **limits}
+    )
+
+
+def cpu_menu(bench: Bench, budget: Budget) -> Menu:
+    """What to choose from; halves are timed where the table of times is missing."""
+    parent, table = bench.parent, throughput_cpu.FOLDER / "halves.csv"
+    if not table.exists():
+        table.parent.mkdir(parents=True, exist_ok=True)
+        Profile(str(MODEL), budget.workload, table, SPACE).run()
+    space = layer_blocks(parent.blocks, SPACE, "hf")
+    source = cost_source(str(table), parent.shape, budget)
+    prices = price(parent.shape, parent.family, space, budget, source)
+    found = scores(bench.run, space)
+    removals = {layers: each.loss for layers, each in found.removals.items()}
+    return Menu(found.losses, prices, budget, reference_of(parent.shape, budget, source), removals)
+
+
+def searched(bench: Bench, menu: Menu) -> Choice:
+    """The child of a search: of the best by their scores the best measured, then in rounds."""
+
+    def best() -> dict[str, Any]:
+        first = trial(bench.library, choose(menu, FINALISTS))[0]
+        later = further(bench.library, menu, first, ROUNDS, Scoring(samples=SAMPLES))
+        return [first, *later][-1].as_record()
+
+    inputs = fingerprint(menu.digest(), FINALISTS, ROUNDS)
+    return Choice.from_record(
+        bench.run.remember(f"bench/searched/{menu.budget.name}", inputs, best)
+    )

@@ -1,0 +1,165 @@
+"""The proof: the search's child of SmolLM2-135M against every alternative at equal cost.
+
+    python benchmarks/quality.py WORK [GOAL/METHOD ...]
+
+Goals are .9, .75, .6 and .5 of the parent's time per request on this CPU (a prompt of 128 tokens
+and 64 new ones, as `throughput_cpu.py` measures) and of its parameters. The methods are those of
+`quality_methods.py`. All learn from the same calibration text (the embedded corpus) and choose by
+the same scoring text; children are examined on other web text and on the second half of the WordNet
+questions. `GOAL/METHOD/healed` heals a child with 100,000 tokens by cosine + KL, or by KL alone
+where its hidden size is not the parent's.
+
+WORK is the run directory of `benchmarks/scoring.py`, whose library and scores are used and are made
+where they are missing. Without names, everything is done that `results/quality.json` lacks but the
+healings; a killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import record
+import torch
+from quality_contest import Contest, Entry, Goal
+from quality_figure import draw
+from quality_methods import METHODS, OTHERS, OURS, UNIFORM
+
+from puzzle import corpus
+from puzzle.config import Heal
+from puzzle.heal import Course, heal
+from puzzle.run import fingerprint
+from puzzle.training import Texts
+
+SHARES = ("0.75", "0.5", "0.9", "0.6")  # the headline's first
+GOALS = [Goal(of, share) for of in ("time", "parameters") for share in SHARES]
+HEALED = "healed"
+HEAL = Heal(tokens=100_000, batch_tokens=2_000, learning_rate=2e-4)
+LENGTH = 250
+DRAWS = 10_000  # of a bootstrap
+Row = dict[str, Any]
+
+
+def taken(contest: Contest, step: str) -> Row:
+    """The row of one step: a method at a goal, healed or not."""
+    of, method, *more = step.split("/")
+    (goal,) = (goal for goal in GOALS if str(goal) == of)
+    entry = METHODS[method](contest, goal)
+    if more:
+        entry = healed(contest, step, entry)
+    return {
+        "of": goal.of,
+        "share": goal.share,
+        "method": method,
+        "healed_tokens": HEAL.tokens if more else 0,
+        "size_share": entry.size_share,
+        "predicted_kl": entry.predicted_kl,
+        "child": entry.description,
+        **contest.examined(step.replace("/", "."), entry),
+    }
+
+
+def healed(contest: Contest, step: str, entry: Entry) -> Entry:
+    """The entry with its tensors healed by the parent."""
+    width = entry.make().config.hidden_size
+    options = HEAL.model_copy(update={"layers": entry.layers})
+    if width != contest.parent.shape.hidden_size:
+        options = options.model_copy(update={"cosine": 0.0})
+    splits = {"calibration": HEAL.tokens}
+    tokens = corpus.splits(
+        "embedded", contest.parent.tokenizer, length=LENGTH, tokens=splits, seed=1
+    )["calibration"]
+    inputs = fingerprint(entry.inputs, options.model_dump(), corpus.digest(tokens))
+    course = Course(contest.run, f"bench/quality/{step.replace('/', '.')}", inputs)
+
+    def make() -> Any:
+        weights = heal(course, entry.make(), contest.teacher, Texts(tokens), options)
+        return entry.rebuild(weights)
+
+    return replace(entry, inputs=inputs, make=make)
+
+
+def summary(rows: Sequence[Row]) -> dict[str, Any]:
+    """The headline figures of both kinds of goals, of what has been measured."""
+    of_time, of_parameters = (
+        _summary([row for row in rows if row["of"] == of]) for of in ("time", "parameters")
+    )
+    return {**of_time, "summary_parameters": of_parameters}
+
+
+def _summary(rows: Sequence[Row]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for share in sorted({row["share"] for row in rows}, reverse=True):
+        for tokens, suffix in ((0, ""), (HEAL.tokens, "_healed")):
+            by_method = {
+                row["method"]: row
+                for row in rows
+                if (row["share"], row["healed_tokens"]) == (share, tokens)
+            }
+            for name, value in _figures(by_method).items():
+                found.setdefault(f"{name}{suffix}", {})[share] = value
+    return found
+
+
+def _figures(by_method: dict[str, Row]) -> dict[str, Any]:
+    """Ours beside the best of other people's, uniform blocks, and Minitron's accuracy."""
+    ours, found = by_method.get(OURS), dict[str, Any]()
+    others = [by_method[name] for name in OTHERS if name in by_method]
+    if ours and others:
+        best = min(others, key=lambda row: row["kl"])
+        found["kl_over_best_baseline"] = round(ours["kl"] / best["kl"], 4)
+        found["kl_over_best_baseline_interval"] = interval(ours["kls"], best["kls"])
+        found["best_baseline"] = best["method"]
+    if ours and UNIFORM in by_method:
+        uniform = by_method[UNIFORM]
+        found["kl_over_uniform_refit"] = round(ours["kl"] / uniform["kl"], 4)
+        found["kl_over_uniform_refit_interval"] = interval(ours["kls"], uniform["kls"])
+    if ours and "minitron" in by_method:
+        gap = paired(ours["right"], by_method["minitron"]["right"])
+        found["accuracy_minus_minitron"], found["accuracy_minus_minitron_std_error"] = gap
+    return found
+
+
+def interval(ours: Sequence[float], others: Sequence[float]) -> list[float]:
+    """95 % of the ratio of mean KLs, by a bootstrap over the sequences both were measured on."""
+    pairs = np.array([ours, others])
+    draw_from = np.random.default_rng(0)
+    which = draw_from.integers(pairs.shape[1], size=(DRAWS, pairs.shape[1]))
+    means = pairs[:, which].mean(axis=-1)
+    return [round(float(each), 4) for each in np.quantile(means[0] / means[1], (0.025, 0.975))]
+
+
+def paired(ours: str, others: str) -> tuple[float, float]:
+    """Difference of the shares of right answers and its standard error, question by question."""
+    gaps = np.array([int(one) - int(other) for one, other in zip(ours, others, strict=True)])
+    return round(float(gaps.mean()), 4), round(float(gaps.std(ddof=1) / len(gaps) ** 0.5), 4)
+
+
+def known() -> list[Row]:
+    """The rows of the results file."""
+    path = record.RESULTS / "quality.json"
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    return [row for row in rows if row.get("method")]
+
+
+def main() -> None:
+    """Take the steps that are named, or those that are missing."""
+    torch.set_num_threads(1)
+    contest = Contest(Path(sys.argv[1]))
+    done = {row["step"] for row in known()}
+    every = [f"{goal}/{method}" for goal in GOALS for method in METHODS]
+    for step in sys.argv[2:] or [step for step in every if step not in done]:
+        row = taken(contest, step)
+        others = [each for each in known() if each["step"] != step]
+        record.update("quality", ("step", step), summary([*others, row]), [row])
+        print(f"{step}: KL {row['kl']:.3f} at {row['time_share']:.3f} of the time", flush=True)
+        draw(known())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""The figure of `quality.py`: KL against measured speed, a line a method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import record
+from matplotlib.figure import Figure
+
+from puzzle.figures import CHILD, HEALED, PARENT, UNIFORM
+
+OURS = {"puzzle": CHILD, "uniform": UNIFORM}
+MARKS = "osD^vP*Xdh"
+
+
+def draw(rows: Sequence[dict[str, Any]]) -> None:
+    """Write `results/quality.svg`: time goals on the left, parameter goals on the right."""
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    panels = (("time", "time_share"), ("parameters", "params_share"))
+    for axis, (of, share) in zip(figure.subplots(1, 2, sharey=True), panels):
+        methods = list(dict.fromkeys(row["method"] for row in rows if row["of"] == of))
+        for mark, method in zip(MARKS, methods):
+            for tokens in (0, *{row["healed_tokens"] for row in rows if row["healed_tokens"]}):
+                points = sorted(
+                    (row[share], row["kl"])
+                    for row in rows
+                    if (row["of"], row["method"], row["healed_tokens"]) == (of, method, tokens)
+                )
+                color = (HEALED if tokens else OURS[method]) if method in OURS else PARENT
+                label = f"{method}, healed" if tokens else method
+                if points:
+                    line = "-" if method in OURS else ":"
+                    axis.plot(*zip(*points), line, marker=mark, color=color, label=label)
+        axis.set_xlabel(f"{of} of the parent's, measured")
+        axis.set_yscale("log")
+        axis.grid(alpha=0.3)
+        if methods:
+            axis.legend(fontsize=7)
+    figure.axes[0].set_ylabel("KL(parent || child), nats a token")
+    figure.savefig(record.RESULTS / "quality.svg", metadata={"Date": None})

@@ -1,0 +1,236 @@
+"""The entrants of `quality.py`: the search, its ablations, and other people's methods.
+
+Ablations pick blocks of the same library by simpler rules and are mended as the search's child is.
+Other people's methods prune the parent as they are published: no blocks, refits or mending of ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import peers
+from cpu_menu import FINALISTS, searched
+from quality_contest import Contest, Entry, Goal
+from safetensors.torch import save_file
+from scoring_bench import MODEL
+
+from puzzle.assemble import assemble, from_weights
+from puzzle.baselines.extremes import max_parameters, noop_only
+from puzzle.baselines.greedy import greedy, random_child
+from puzzle.baselines.influence import block_influence, traced_influence
+from puzzle.baselines.minitron.cut import Cut
+from puzzle.baselines.minitron.grid import Grid, near
+from puzzle.baselines.minitron.pruned import model_of
+from puzzle.baselines.minitron.workshop import Workshop
+from puzzle.baselines.uniform import uniform
+from puzzle.config import Config
+from puzzle.evaluate import Reading, by_sequence
+from puzzle.export.modeling_puzzle import PuzzleForCausalLM
+from puzzle.library import Library
+from puzzle.measure import nearest
+from puzzle.mend import mend
+from puzzle.menu import Choice, Menu
+from puzzle.parent import open_parent
+from puzzle.run import Run, fingerprint
+from puzzle.trial import trial
+
+PEER_SEQUENCES = 4  # of the calibration text, that other packages take gradients and activations on
+JUDGED = 6  # Minitron's cuts of a kind that are measured
+SLACK = 1.02  # of a goal, that sizes which come in steps may overshoot
+
+Method = Callable[[Contest, Goal], Entry]
+
+
+def picked(pick: Callable[[Contest, Menu], Choice], mending: bool = True) -> Method:
+    """A method that picks a block of the library for every layer."""
+
+    def enter(contest: Contest, goal: Goal) -> Entry:
+        menu = contest.menu(goal)
+        choice = pick(contest, menu)
+        blocks = [str(block) for block in choice.blocks]
+        inputs = fingerprint("mended" if mending else "plain", contest.bench.inputs, blocks)
+        share = _share(goal, menu, choice)
+        make = partial(_mended if mending else _plain, contest, choice, inputs)
+        rebuild = partial(from_weights, contest.library, choice.blocks)
+        return Entry(" ".join(blocks), inputs, make, rebuild, share, choice.loss)
+
+    return enter
+
+
+def _share(goal: Goal, menu: Menu, choice: Choice) -> float:
+    if goal.of == "time":
+        return menu.parent.tokens_per_s / choice.prediction.tokens_per_s
+    return choice.prediction.params / menu.parent.params
+
+
+def _mended(contest: Contest, choice: Choice, inputs: str) -> PuzzleForCausalLM:
+    library, parts, name = contest.library, contest.bench.parts, f"bench/quality/mended/{inputs}"
+    weights = mend(library, choice.blocks, parts, name=name, inputs=inputs)
+    found = nearest(library, choice.blocks, weights)
+    contest.run.forget(name)
+    return found
+
+
+def _plain(contest: Contest, choice: Choice, inputs: str) -> PuzzleForCausalLM:
+    return assemble(contest.library, choice.blocks)
+
+
+def _best_uniform(contest: Contest, menu: Menu) -> Choice:
+    """The nearest to the parent of the best by their scores."""
+    return trial(contest.library, uniform(menu)[:FINALISTS])[0]
+
+
+def _influence(contest: Contest, menu: Menu) -> Choice:
+    influences = traced_influence(contest.run, contest.parent.shape.layers)
+    return block_influence(menu, influences)[0]
+
+
+def minitron(contest: Contest, goal: Goal) -> Entry:
+    """Of each kind of cut a few of about the size, by width, depth and both; the nearest."""
+    texts = contest.bench.texts
+    split = {name: texts[name] for name in ("calibration", "scoring", "evaluation")}
+    split["lesson"] = texts["calibration"]
+    run, parent = Run(contest.run.folder / "minitron"), contest.parent
+    config = Config.model_validate(
+        {"model": str(MODEL), "prune": {"depth": "influence"}, "sequence_length": 768}
+    )
+    shop = Workshop.open(run, parent, contest.teacher, split, config)
+    whole = Cut.whole(parent.shape)
+    grid = Grid(whole, parent.family, config.prune.axes)
+    size = partial(contest.size, goal)
+    kinds = near(grid, goal.value, size, shop.shallow)
+    fitting = [cut for cuts in kinds.values() for cut in _within(cuts, size, goal)[:JUDGED]]
+    best = min(fitting, key=shop.kl)
+
+    rebuild = partial(model_of, best.config(parent.config))
+    inputs = fingerprint(shop.inputs, str(best))
+    layers = best.layers if len(best.layers) < parent.shape.layers else ()
+    return Entry(
+        str(best), inputs, lambda: rebuild(shop.weights(best)), rebuild, size(best), layers=layers
+    )
+
+
+def _within(cuts: list[Cut], size: Callable[[Cut], float], goal: Goal) -> list[Cut]:
+    """Those that keep the goal, largest first."""
+    keeping = [cut for cut in cuts if size(cut) <= SLACK * goal.value]
+    return sorted(keeping, key=size, reverse=True)
+
+
+def _ffn_alone(whole: Cut, share: float) -> Cut:
+    return replace(whole, intermediate_size=_floor(whole.intermediate_size * (1 - share), 4))
+
+
+def _whole_width(whole: Cut, share: float) -> Cut:
+    """As `quality_peers.py` rounds: two or three query heads a KV head, widths in their steps."""
+    group = whole.heads // whole.kv_heads
+    heads = whole.kv_heads * max(group - round(share * group), group - 1)
+    step = math.lcm(heads, 4)
+    hidden, ffn = (
+        _floor(size * (1 - share), step) for size in (whole.hidden_size, whole.intermediate_size)
+    )
+    return replace(whole, hidden_size=hidden, heads=heads, intermediate_size=ffn)
+
+
+def _ffn_channels(whole: Cut, share: float) -> Cut:
+    size = whole.intermediate_size
+    return replace(whole, intermediate_size=size - int(share * size))
+
+
+def _layers_alone(whole: Cut, share: float) -> Cut:
+    return replace(
+        whole, layers=whole.layers[: len(whole.layers) - round(share * len(whole.layers))]
+    )
+
+
+def _floor(size: float, step: int) -> int:
+    return int(size) // step * step
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A package with the settings it is tried with: setting -> the cut that a share comes to."""
+
+    package: str
+    settings: Mapping[str, Callable[[Cut, float], Cut]]
+
+    def __call__(self, contest: Contest, goal: Goal) -> Entry:
+        """The nearest to the parent, on the scoring text, of what the settings make."""
+        read = Reading(contest.teacher, contest.bench.texts["scoring"])
+
+        def tried() -> list[list[Any]]:
+            entries = {name: self._entry(contest, goal, name) for name in self.settings}
+            kls = [
+                [float(by_sequence(entry.make(), read)["kl"].mean()), name]
+                for name, entry in entries.items()
+            ]
+            return sorted(kls)
+
+        name = f"bench/quality/peers/{goal}.{self.package}"
+        asked = fingerprint(peers.VERSIONS[self.package], *self.settings, goal.budget.model_dump())
+        (_, best), *_ = contest.run.remember(name, asked, tried)
+        return self._entry(contest, goal, best)
+
+    def _entry(self, contest: Contest, goal: Goal, setting: str) -> Entry:
+        """What one setting makes, at the smallest share in thousandths that keeps the goal."""
+        whole, size = Cut.whole(contest.parent.shape), partial(contest.size, goal)
+        shares = [each / 1000 for each in range(20, 1000)]
+        cuts = {share: self.settings[setting](whole, share) for share in shares}
+        share, cut = next(
+            (share, cut) for share, cut in cuts.items() if size(cut) <= SLACK * goal.value
+        )
+        folder = (contest.run.folder / "peers").absolute()
+        out = folder / f"{goal}.{self.package}.{setting}"
+        inputs = fingerprint(self.package, peers.VERSIONS[self.package], setting, share)
+
+        def prune() -> dict[str, Any]:
+            folder.mkdir(parents=True, exist_ok=True)
+            tokens = folder / f"{out.name}.tokens"
+            text = contest.bench.texts["calibration"][:PEER_SEQUENCES]
+            save_file({"tokens": text.contiguous()}, tokens)
+            task = {
+                "method": self.package,
+                "setting": setting,
+                "parent": str(MODEL),
+                "tokens": str(tokens),
+                "share": share,
+                "out": str(out),
+            }
+            return peers.pruned(peers.environment(folder / self.package, self.package), task)
+
+        found = contest.run.remember(f"bench/quality/peers/{out.name}", inputs, prune)
+        sizes = [found[name] for name in ("hidden_size", "num_attention_heads")]
+        assert sizes == [cut.hidden_size, cut.heads], f"{found} is not {cut}"
+        assert found["intermediate_size"] == cut.intermediate_size, f"{found} is not {cut}"
+        opened = open_parent(str(out))
+        words = f"{setting}: {replace(cut, layers=tuple(found['kept_layers']) or cut.layers)}"
+        return Entry(
+            words,
+            inputs,
+            lambda: assemble(Library(contest.run, opened), opened.blocks),
+            partial(model_of, opened.config),
+            size(cut),
+            layers=tuple(found["kept_layers"]),
+        )
+
+
+OURS = "puzzle"
+UNIFORM = "uniform"
+OTHERS: dict[str, Method] = {
+    "minitron": minitron,
+    "block influence": picked(_influence, mending=False),
+    "torch-pruning": Peer("torch-pruning", {"taylor-ffn": _ffn_alone, "taylor": _whole_width}),
+    "optipfair": Peer("optipfair", {"width": _ffn_channels, "depth": _layers_alone}),
+}
+METHODS: dict[str, Method] = {
+    OURS: picked(lambda contest, menu: searched(contest.bench, menu)),
+    UNIFORM: picked(_best_uniform),
+    **OTHERS,
+    "greedy": picked(lambda _, menu: greedy(menu)[0]),
+    "random": picked(lambda _, menu: random_child(menu, seed=0)[0]),
+    "most parameters": picked(lambda _, menu: max_parameters(menu)[0]),
+    "only removals": picked(lambda _, menu: noop_only(menu)[0]),
+}
