@@ -19,7 +19,7 @@ demo: $(RUN)
 	$(BIN)/puzzle search --budget h100-1gpu
 
 test: $(DEV)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 check: $(DEV) types
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,19 +77,34 @@ def test_two_ranks_heal_as_one(
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=atol)
 
 
+@pytest.fixture(scope="module")
+def whole(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ranks, undisturbed."""
+    folder = tmp_path_factory.mktemp("healing") / "whole"
+    healing(2, folder, checkpoints["llama"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def killed(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ranks that died at the eighth of twelve steps."""
+    folder = tmp_path_factory.mktemp("healing") / "killed"
+    assert healing(2, folder, checkpoints["llama"], dies_at=8).returncode
+    run = Run(folder)
+    assert len(run.load(f"{Checkpoints(run, 'children/b/healed.part', '').folder}/losses")) == 7
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [2, 1])
 def test_a_killed_healing_of_two_ranks_goes_on(
-    ranks: int, checkpoints: dict[str, Path], tmp_path: Path
+    ranks: int, whole: Path, killed: Path, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     """To the same bits with as many ranks, within tolerance with another number."""
-    healing(2, tmp_path / "whole", checkpoints["llama"])
-    killed = healing(2, tmp_path / "killed", checkpoints["llama"], dies_at=8)
-    assert killed.returncode
-    run = Run(tmp_path / "killed")
-    assert len(run.load(f"{Checkpoints(run, 'children/b/healed.part', '').folder}/losses")) == 7
-    healing(ranks, tmp_path / "killed", checkpoints["llama"])
-    assert len(seen(tmp_path / "killed", 0)["losses"]) == 12 - 7
-    one, two = healed(tmp_path / "whole"), healed(tmp_path / "killed")
+    resumed = tmp_path / "resumed"
+    shutil.copytree(killed, resumed)
+    healing(ranks, resumed, checkpoints["llama"])
+    assert len(seen(resumed, 0)["losses"]) == 12 - 7
+    one, two = healed(whole), healed(resumed)
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=0 if ranks == 2 else 1e-5)

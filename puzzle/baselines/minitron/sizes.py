@@ -12,6 +12,7 @@ from puzzle.errors import PuzzleError
 from puzzle.hardware.price import cost_source
 from puzzle.hardware.throughput import reference_of
 from puzzle.parent import Parent
+from puzzle.shape import Shape
 from puzzle.units import Relative
 
 # what a target is of -> (its field in a prediction, its unit)
@@ -26,11 +27,11 @@ def size_in(parent: Parent, config: Config) -> Callable[[Cut], float]:
     """How large a cut is; throughput and memory are those of the batch of highest throughput."""
     of = config.prune.of
     field, _ = COUNTED[of]
-    budget = load_budget(config.budget)
+    budget, fields = load_budget(config.budget), parent.config.to_dict()
 
     @cache
     def size(cut: Cut) -> float:
-        shape = cut.shape(parent.config)
+        shape = Shape.from_config(cut.fields(fields))
         if of == "parameters":
             return float(shape.model_params(shape.blocks))
         source = cost_source(config.costs, shape, budget)
