@@ -23,6 +23,7 @@ def checkup() -> Iterator[tuple[str, str]]:
     """Pairs of what was looked for and what was found."""
     yield from versions().items()
     yield "cores", f"{os.cpu_count()}, of which torch uses {torch.get_num_threads()}"
+    yield "vectors", _vectors(torch.backends.cpu.get_cpu_capability())
     yield "memory", show(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "B")
     yield "free disk here", show(shutil.disk_usage(".").free, "B")
     yield "GPU", _gpu()
@@ -31,6 +32,18 @@ def checkup() -> Iterator[tuple[str, str]]:
         there = importlib.util.find_spec(package) is not None
         missing = f"not installed; pip install 'puzzle-nas[{extra}]' brings {use}"
         yield package, f"installed: {use}" if there else missing
+
+
+def _vectors(capability: str) -> str:
+    """The processor's, and whether torch multiplies bfloat16 with them: with AVX2 it does not.
+
+    >>> _vectors("AVX2")
+    'AVX2: matrices of bfloat16 are far slower than float32 here, so leave dtype at float32'
+    """
+    if capability == "AVX2":
+        slow = "matrices of bfloat16 are far slower than float32 here, so leave dtype at float32"
+        return f"{capability}: {slow}"
+    return capability
 
 
 def _gpu() -> str:
