@@ -1,0 +1,86 @@
+"""The arithmetic of `benchmarks/quality.py`: intervals, the summary, and the time of dense cuts."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from puzzle.baselines.minitron.cut import Cut
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+WHOLE = Cut(576, 9, 3, 1536, tuple(range(30)))
+
+
+@pytest.fixture
+def quality(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    import quality
+
+    return quality
+
+
+def row(method: str, kls: list[float], right: str = "10", **changes: Any) -> dict[str, Any]:
+    """What the summary reads of a row."""
+    return {
+        "of": "time",
+        "share": "0.75",
+        "method": method,
+        "healed_tokens": 0,
+        "kl": sum(kls) / len(kls),
+        "kls": kls,
+        "right": right,
+        **changes,
+    }
+
+
+def test_an_interval_covers_the_ratio_and_closes_where_nothing_varies(quality: ModuleType) -> None:
+    others = np.random.default_rng(1).uniform(1, 2, 40)
+    assert quality.interval(others / 2, others) == [0.5, 0.5]
+    ours = others * np.random.default_rng(2).uniform(0.4, 0.8, 40)
+    low, high = quality.interval(ours, others)
+    assert low < ours.mean() / others.mean() < high
+    shares = ours / others
+    assert high - low == pytest.approx(4 * shares.std() / 40**0.5, rel=0.3)
+
+
+def test_accuracies_are_compared_question_by_question(quality: ModuleType) -> None:
+    assert quality.paired("1101", "1001") == (0.25, 0.25)
+    assert quality.paired("1101", "1101") == (0, 0)
+
+
+def test_the_summary_compares_with_the_nearest_of_other_peoples_methods(
+    quality: ModuleType,
+) -> None:
+    rows = [
+        row("puzzle", [1.0, 3.0], "11"),
+        row("uniform", [2.0, 3.0]),
+        row("minitron", [8.0, 8.0], "01"),
+        row("optipfair", [4.0, 4.0]),
+        row("greedy", [0.5, 0.5]),  # of our own library
+        row("puzzle", [1.0, 1.0], healed_tokens=quality.HEAL.tokens),
+        row("puzzle", [9.0, 9.0], of="parameters"),
+    ]
+    found = quality.summary(rows)
+    assert found["kl_over_best_baseline"] == {"0.75": 0.5}
+    assert found["best_baseline"] == {"0.75": "optipfair"}
+    assert found["kl_over_uniform_refit"] == {"0.75": 0.8}
+    assert found["accuracy_minus_minitron"] == {"0.75": 0.5}
+    assert "kl_over_best_baseline_healed" not in found  # nothing to compare with
+    assert found["summary_parameters"] == {}
+
+
+def test_the_time_of_dense_cuts_is_found_again(quality: ModuleType) -> None:
+    dense = sys.modules["quality_contest"].DenseTime
+    cuts = sys.modules["quality_contest"].probes(WHOLE)
+    known = dense(WHOLE, np.array([0.2, 0.3, 0.5]), 0.0)
+    fitted = dense.fitted(WHOLE, cuts, [known.share(cut) for cut in cuts])
+    assert fitted.seconds == pytest.approx(known.seconds)
+    assert fitted.error < 1e-9
+    half = replace(WHOLE, layers=WHOLE.layers[:15])
+    assert fitted.share(half) == pytest.approx(0.2 + 0.3 / 2 + 0.5 / 2)
