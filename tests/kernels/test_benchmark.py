@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
+from kernels_cases import cases
+from kernels_checks import _differ, error, odd_sizes, wrong
+from kernels_rows import fingerprint, judge, kept, line, summary, versions
+from kernels_timing import Timing, summarize
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu" / "kernels.py"
-
-
-@pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_of_kernels", SCRIPT)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -32,12 +23,12 @@ def test_without_a_gpu_it_says_so_and_exits_2() -> None:
     assert done.stdout == "This machine has no CUDA device, and Triton kernels are timed on one.\n"
 
 
-def test_every_case_has_its_own_name_an_odd_size_and_consistent_shapes(bench) -> None:
-    names = [case.name for case in bench.cases()]
+def test_every_case_has_its_own_name_an_odd_size_and_consistent_shapes() -> None:
+    names = [case.name for case in cases()]
     assert len(set(names)) == len(names)
-    assert {name.split()[0] for name in names} == set(bench.odd_sizes())
+    assert {name.split()[0] for name in names} == set(odd_sizes())
     with torch.device("meta"):
-        for case in bench.cases():
+        for case in cases():
             got = case.ours(*case.inputs())
             assert "meta" in case.why(*case.inputs())
             if "gqa" in case.name and "fp8" not in case.name:
@@ -49,66 +40,66 @@ def test_every_case_has_its_own_name_an_odd_size_and_consistent_shapes(bench) ->
                     assert first[0].shape == first[1].shape
 
 
-def test_the_reference_is_right_by_the_benchmark_s_own_measure(bench) -> None:
-    for ours, reference, make in bench.odd_sizes().values():
+def test_the_reference_is_right_by_the_benchmark_s_own_measure() -> None:
+    for ours, reference, make in odd_sizes().values():
         inputs = make()
-        assert bench._differ("", ours, reference, inputs) == ""
+        assert _differ("", ours, reference, inputs) == ""
 
 
-def test_a_wrong_kernel_is_refused(bench) -> None:
+def test_a_wrong_kernel_is_refused() -> None:
     x = torch.randn(5, 7)
-    assert bench.error(x, x) == 0
-    assert bench.error((x, x), (x, x + 1)) > 0.1
-    assert bench.error(x.fill_(torch.nan), torch.zeros(5, 7)) == float("inf")
-    assert bench.error(torch.zeros(7), torch.zeros(5, 7)) == float("inf")
-    wrong = bench._differ("odd sizes", lambda x: 1.1 * x, lambda x: x, (torch.ones(3),))
-    assert wrong == "odd sizes error 0.1 above 0.0001"
-    case = bench.cases()[0]
+    assert error(x, x) == 0
+    assert error((x, x), (x, x + 1)) > 0.1
+    assert error(x.fill_(torch.nan), torch.zeros(5, 7)) == float("inf")
+    assert error(torch.zeros(7), torch.zeros(5, 7)) == float("inf")
+    off = _differ("odd sizes", lambda x: 1.1 * x, lambda x: x, (torch.ones(3),))
+    assert off == "odd sizes error 0.1 above 0.0001"
+    case = cases()[0]
     with torch.device("meta"):
-        assert "reference" in bench.wrong(case, case.ours)  # nor is a reference timed as a kernel
+        assert "reference" in wrong(case, case.ours)  # nor is a reference timed as a kernel
 
 
-def test_a_row_compares_with_the_best_library_and_the_copy(bench) -> None:
-    case = next(case for case in bench.cases() if case.ratio and not case.copy_ratio)
+def test_a_row_compares_with_the_best_library_and_the_copy() -> None:
+    case = next(case for case in cases() if case.ratio and not case.copy_ratio)
     timings = {
-        "triton": bench.Timing(2.0, 0.1),
-        "slow": bench.Timing(9.0, 0.1),
-        "fast": bench.Timing(1.8, 0.1),
+        "triton": Timing(2.0, 0.1),
+        "slow": Timing(9.0, 0.1),
+        "fast": Timing(1.8, 0.1),
     }
-    row = bench.judge(case, timings, copy_rate=case.bytes)
+    row = judge(case, timings, copy_rate=case.bytes)
     assert row["best_library"] == "fast"
     assert row["ratio"] == pytest.approx(0.9)
     assert row["copy_ratio"] == pytest.approx(0.5)
     assert row["met"]
-    timings["fast"] = bench.Timing(1.0, 0.1)
-    row = bench.judge(case, timings, copy_rate=1.0)
+    timings["fast"] = Timing(1.0, 0.1)
+    row = judge(case, timings, copy_rate=1.0)
     assert not row["met"]
-    assert "below target" in bench.line(row | {"case": case.name})
+    assert "below target" in line(row | {"case": case.name})
 
 
-def test_median_and_spread(bench) -> None:
-    timing = bench.summarize([1.0] * 9 + [100.0])
+def test_median_and_spread() -> None:
+    timing = summarize([1.0] * 9 + [100.0])
     assert timing.median_s == 1.0
-    assert bench.summarize([float(n) for n in range(1, 12)]).spread == pytest.approx(8 / 6)
+    assert summarize([float(n) for n in range(1, 12)]).spread == pytest.approx(8 / 6)
 
 
-def test_only_rows_of_today_s_kernels_are_kept(bench) -> None:
-    now = {"kernels": bench.fingerprint(), "versions": bench.versions()}
+def test_only_rows_of_today_s_kernels_are_kept() -> None:
+    now = {"kernels": fingerprint(), "versions": versions()}
     rows = [
         {"case": "a"} | now,
         {"case": "b"} | now | {"kernels": "other"},
         {"case": "gone"} | now,
     ]
-    assert [row["case"] for row in bench.kept(rows, ["a", "b"])] == ["a"]
+    assert [row["case"] for row in kept(rows, ["a", "b"])] == ["a"]
 
 
-def test_summary_counts_wrong_and_slow(bench) -> None:
+def test_summary_counts_wrong_and_slow() -> None:
     rows = [
         {"case": "gemm bf16 1", "seconds": {}, "ratio": 0.5, "met": False},
         {"case": "gemm bf16 2", "seconds": {}, "ratio": 0.9, "met": True},
         {"case": "kl bf16 1", "wrong": "error"},
     ]
-    assert bench.summary(rows) == {
+    assert summary(rows) == {
         "cases": 3,
         "wrong": 1,
         "below_target": 1,
