@@ -162,7 +162,8 @@ class Peer:
         read = Reading(contest.teacher, contest.bench.texts["scoring"])
 
         def tried() -> list[list[Any]]:
-            entries = {name: self._entry(contest, goal, name) for name in self.settings}
+            reaching = [name for name in self.settings if self._sized(contest, goal, name)]
+            entries = {name: self._entry(contest, goal, name) for name in reaching}
             kls = [
                 [float(by_sequence(entry.make(), read)["kl"].mean()), name]
                 for name, entry in entries.items()
@@ -175,13 +176,10 @@ class Peer:
         return self._entry(contest, goal, best)
 
     def _entry(self, contest: Contest, goal: Goal, setting: str) -> Entry:
-        """What one setting makes, at the smallest share in thousandths that keeps the goal."""
-        whole, size = Cut.whole(contest.parent.shape), partial(contest.size, goal)
-        shares = [each / 1000 for each in range(20, 1000)]
-        cuts = {share: self.settings[setting](whole, share) for share in shares}
-        share, cut = next(
-            (share, cut) for share, cut in cuts.items() if size(cut) <= SLACK * goal.value
-        )
+        """What one setting makes of the parent."""
+        sized = self._sized(contest, goal, setting)
+        assert sized, f"{self.package} {setting} does not come down to {goal}"
+        share, cut = sized
         folder = (contest.run.folder / "peers").absolute()
         out = folder / f"{goal}.{self.package}.{setting}"
         inputs = fingerprint(self.package, peers.VERSIONS[self.package], setting, share)
@@ -212,9 +210,17 @@ class Peer:
             inputs,
             lambda: assemble(Library(contest.run, opened), opened.blocks),
             partial(model_of, opened.config),
-            size(cut),
+            contest.size(goal, cut),
             layers=tuple(found["kept_layers"]),
         )
+
+    def _sized(self, contest: Contest, goal: Goal, setting: str) -> tuple[float, Cut] | None:
+        """The smallest share in thousandths that keeps the goal, and its cut; None if none does."""
+        whole = Cut.whole(contest.parent.shape)
+        shares = [each / 1000 for each in range(20, 980)]
+        cuts = ((share, self.settings[setting](whole, share)) for share in shares)
+        fitting = (pair for pair in cuts if contest.size(goal, pair[1]) <= SLACK * goal.value)
+        return next(fitting, None)
 
 
 OURS = "puzzle"
