@@ -21,6 +21,7 @@ import puzzle
 from puzzle import Architecture, InfeasibleError, PuzzleError, open_result, records, search, solve
 from puzzle.assemble import from_weights
 from puzzle.corpus import splits
+from puzzle.evaluate import Reading
 from puzzle.evaluate import evaluate as evaluate_text
 from puzzle.exact import exact
 from puzzle.export.again import export
@@ -268,7 +269,8 @@ def test_another_teacher_heals_the_child_and_its_scores_stay_against_the_parent(
     library = Library(healed.run, open_parent(result.architecture.parent))
     weights = healed.run.load_tensors(records.child(healed.name, "healed"))
     child = from_weights(library, healed.architecture.blocks, weights)
-    worth = evaluate_text(child, wider.eval(), cut["calibration"], tokenizer=None, items=[])
+    read = Reading(wider.eval(), cut["calibration"])
+    worth = evaluate_text(child, read, tokenizer=None, items=[])
     assert healed.healing["kl"].mean() == pytest.approx(worth.kl, rel=0.02)
 
 
