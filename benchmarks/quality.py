@@ -5,8 +5,8 @@
 Goals are .9, .75, .6 and .5 of the parent's time per request on this CPU (a prompt of 128 tokens
 and 64 new ones, as `throughput_cpu.py` measures) and of its parameters. The methods are those of
 `quality_methods.py`. All learn from the same calibration text (the embedded corpus) and choose by
-the same scoring text; children are examined on other web text and on the second half of the WordNet
-questions. `GOAL/METHOD/healed` heals a child with 100,000 tokens by cosine + KL, or by KL alone
+the same scoring text; children are examined on other web text and on WordNet questions that nothing
+is chosen by. `GOAL/METHOD/healed` heals a child with 100,000 tokens by cosine + KL, or by KL alone
 where its hidden size is not the parent's.
 
 WORK is the run directory of `benchmarks/scoring.py`, whose library and scores are used and are made

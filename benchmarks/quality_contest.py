@@ -27,7 +27,7 @@ from puzzle.menu import Menu
 from puzzle.modules import Weights
 from puzzle.run import fingerprint
 
-ASKED = slice(500, None)  # the half of the questions that nothing is chosen by
+ASKED = slice(500, None)  # the questions that nothing is chosen by
 REPEATS = 3  # generations of a child and of the parent, in turn
 FLOAT32 = {"dtype": torch.float32, "device": "cpu"}
 
