@@ -12,13 +12,15 @@ from puzzle.figures import CHILD, HEALED, PARENT, UNIFORM
 
 OURS = {"puzzle": CHILD, "uniform": UNIFORM}
 MARKS = "osD^vP*Xdh"
+PANELS = (("time", "time_share"), ("parameters", "params_share"))  # of a goal, as measured
 
 
 def draw(rows: Sequence[dict[str, Any]]) -> None:
-    """Write `results/quality.svg`: time goals on the left, parameter goals on the right."""
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    panels = (("time", "time_share"), ("parameters", "params_share"))
-    for axis, (of, share) in zip(figure.subplots(1, 2, sharey=True), panels):
+    """Write `results/quality.svg`: a panel for goals of time and one for parameters."""
+    panels = [panel for panel in PANELS if any(row["of"] == panel[0] for row in rows)]
+    figure = Figure(figsize=(5.5 * len(panels), 4.2), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, (of, share) in zip(axes, panels):
         methods = list(dict.fromkeys(row["method"] for row in rows if row["of"] == of))
         for mark, method in zip(MARKS, methods):
             for tokens in (0, *{row["healed_tokens"] for row in rows if row["healed_tokens"]}):
@@ -34,8 +36,9 @@ def draw(rows: Sequence[dict[str, Any]]) -> None:
                     axis.plot(*zip(*points), line, marker=mark, color=color, label=label)
         axis.set_xlabel(f"{of} of the parent's, measured")
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
         axis.grid(alpha=0.3)
-        if methods:
-            axis.legend(fontsize=7)
+        axis.legend(fontsize=7)
     figure.axes[0].set_ylabel("KL(parent || child), nats a token")
     figure.savefig(record.RESULTS / "quality.svg", metadata={"Date": None})
