@@ -38,7 +38,6 @@ from puzzle.training import Texts
 
 SHARES = ("0.75", "0.5", "0.9", "0.6")  # the headline's first
 GOALS = [Goal(of, share) for of in ("time", "parameters") for share in SHARES]
-HEALED = "healed"
 HEAL = Heal(tokens=100_000, batch_tokens=2_000, learning_rate=2e-4)
 LENGTH = 250
 DRAWS = 10_000  # of a bootstrap
@@ -75,7 +74,7 @@ def healed(contest: Contest, step: str, entry: Entry) -> Entry:
         "embedded", contest.parent.tokenizer, length=LENGTH, tokens=splits, seed=1
     )["calibration"]
     inputs = fingerprint(entry.inputs, options.model_dump(), corpus.digest(tokens))
-    course = Course(contest.run, f"bench/quality/{step.replace('/', '.')}", inputs)
+    course = Course(contest.run, f"bench/quality/weights/{step.replace('/', '.')}", inputs)
 
     def make() -> Any:
         weights = heal(course, entry.make(), contest.teacher, Texts(tokens), options)

@@ -144,10 +144,8 @@ class Contest:
 
 def probes(whole: Cut) -> list[Cut]:
     """Cuts of every kind, from near the parent to far."""
-    hidden, heads, groups, ffn, layers = (
-        *(whole.hidden_size, whole.heads, whole.kv_heads, whole.intermediate_size),
-        whole.layers,
-    )
+    hidden, heads, groups = whole.hidden_size, whole.heads, whole.kv_heads
+    ffn, layers = whole.intermediate_size, whole.layers
     return [
         Cut(hidden, heads, groups, ffn // 2, layers),
         Cut(hidden, heads, groups, ffn // 8, layers),

@@ -105,7 +105,6 @@ def minitron(contest: Contest, goal: Goal) -> Entry:
     kinds = near(grid, goal.value, size, shop.shallow)
     fitting = [cut for cuts in kinds.values() for cut in _within(cuts, size, goal)[:JUDGED]]
     best = min(fitting, key=shop.kl)
-
     rebuild = partial(model_of, best.config(parent.config))
     inputs = fingerprint(shop.inputs, str(best))
     layers = best.layers if len(best.layers) < parent.shape.layers else ()
