@@ -21,7 +21,7 @@ from puzzle.space import layer_blocks
 from puzzle.trial import trial
 
 SPACE = Space(
-    attention=throughput_cpu.ATTENTION,
+    attention=("gqa3", "groups2", "groups1", "gqa1", "linear", "noop"),
     ffn=(*(f"ffn{width}" for width in throughput_cpu.FFN), "linear", "noop"),
 )
 FINALISTS, ROUNDS = 16, 3

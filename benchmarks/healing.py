@@ -7,7 +7,7 @@ by cosine + KL, by KL, and by language modeling, and examined before, on the way
 rate's schedule is that of the whole). They learn from the embedded corpus; what they are examined
 on, web text and WordNet questions, no part of the search or the healing has seen.
 
-WORK is the run directory of `benchmarks/scoring.py`, whose library and scores are used and are made
+WORK is the run directory of `benchmarks/quality.py`, whose library and scores are used and are made
 where they are missing; times come from the table of `benchmarks/throughput_cpu.py`, likewise. The
 steps are those of STEPS, all by default: a killed one goes on where it was, and figures of a step
 that is not named stay as they were. `trainer` needs the package accelerate, as a Trainer does.
@@ -23,7 +23,7 @@ from typing import Any
 
 import record
 import torch
-from cpu_menu import cpu_budget, cpu_menu, searched
+from cpu_menu import SPACE, cpu_budget, cpu_menu, searched
 from healing_trainer import compared
 from scoring_bench import MODEL, Bench, fisher
 
@@ -55,7 +55,7 @@ class Clinic:
     """The library in bfloat16, the text to learn from, and what every model is examined on."""
 
     def __init__(self, work: Path) -> None:
-        self.bench = Bench(work)
+        self.bench = Bench(work, SPACE)
         fisher(self.bench)
         self.run, self.parent = self.bench.run, open_parent(str(MODEL), "bfloat16")
         self.library = Library(self.run, self.parent)

@@ -9,9 +9,9 @@ the same scoring text; children are examined on other web text and on WordNet qu
 is chosen by. `GOAL/METHOD/healed` heals a child with 100,000 tokens by cosine + KL, or by KL alone
 where its hidden size is not the parent's.
 
-WORK is the run directory of `benchmarks/scoring.py`, whose library and scores are used and are made
-where they are missing. Without names, everything is done that `results/quality.json` lacks but the
-healings; a killed run goes on where it was.
+WORK is a run directory, not that of `benchmarks/scoring.py`, which has another space; its library
+and scores are made where they are missing. Without names, everything is done that
+`results/quality.json` lacks but the healings; a killed run goes on where it was.
 """
 
 from __future__ import annotations

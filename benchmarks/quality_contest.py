@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cpu_menu import cpu_budget, cpu_menu
+from cpu_menu import SPACE, cpu_budget, cpu_menu
 from scoring_bench import Bench, fisher
 from throughput_cpu import WORK, generate
 
@@ -72,7 +72,7 @@ class Contest:
     """What all entrants share."""
 
     def __init__(self, work: Path) -> None:
-        self.bench = Bench(work)
+        self.bench = Bench(work, SPACE)
         fisher(self.bench)
         self.run, self.parent, self.library = self.bench.run, self.bench.parent, self.bench.library
         self.items = corpus.accuracy_items()[ASKED]

@@ -77,9 +77,9 @@ def _tokens(source: str, parent: Parent, split: str) -> torch.Tensor:
 class Bench:
     """The library and its space, and a place for what each step found."""
 
-    def __init__(self, work: Path) -> None:
+    def __init__(self, work: Path, space: Space = SPACE) -> None:
         self.run, self.parent = Run(work), open_parent(str(MODEL))
-        self.space = layer_blocks(self.parent.blocks, SPACE, "hf")
+        self.space = layer_blocks(self.parent.blocks, space, "hf")
         self.texts = texts(self.parent, work)
         draws = {"samples": SAMPLES, "seed": 0}
         traced = trace_print(self.parent, self.texts["scoring"], **draws)

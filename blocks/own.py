@@ -49,7 +49,7 @@ class OwnVariant(AttentionVariant, FFNVariant):
     def initial(self, parent: dict[str, Tensor]) -> dict[str, Tensor]:
         """The module's tensors by name, from those of the parent's layer (`mlp.up_proj.weight`)."""
 
-    def entry(self, heads: int) -> dict[str, Any]:
+    def entry(self, heads: int, group: int) -> dict[str, Any]:
         """The class's name and its fields."""
         return {"own": {"kind": type(self).__name__, **asdict(self)}}
 

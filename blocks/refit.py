@@ -18,7 +18,7 @@ import torch
 
 Tokens = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
-RIDGE = 1e-3  # of the mean feature energy
+RIDGE = 1e-3  # a multiple of the mean feature energy
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,17 @@ class NormalEquations:
         """The equations of a subset of the features."""
         return NormalEquations(self.gram[kept][:, kept], self.cross[kept])
 
-    def solve(self, start_DF: torch.Tensor) -> torch.Tensor:
+    def solve(self, start_DF: torch.Tensor, ridge: float = RIDGE) -> torch.Tensor:
         """The matrix M [D, F] that minimises `sum w |M x - y|^2 + ridge |M - start|^2`.
 
         Shrinking towards the sliced matrix rather than towards zero keeps directions that the
         calibration tokens do not cover as the parent had them.
         """
         start = start_DF.double().T
-        ridge = RIDGE * self.gram.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
+        energy = self.gram.diagonal().mean().clamp_min(torch.finfo(torch.float32).tiny)
         wanted = self.cross - self.gram @ start
         system = self.gram.clone()
-        system.diagonal().add_(ridge)
+        system.diagonal().add_(ridge * energy)
         factor, failed = torch.linalg.cholesky_ex(system)
         if failed:  # float32's rounding reached the ridge
             change = torch.linalg.solve(system, wanted)

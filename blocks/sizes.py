@@ -31,10 +31,6 @@ class Sizes:
         """One norm over the hidden size: a weight, and a bias where the family has one."""
         return self.hidden_size * (2 if self.norm_bias else 1)
 
-    def qkv_size(self, kv_heads: int) -> int:
-        """Columns of the joint query, key and value projection: (heads + 2 kv_heads) head_dim."""
-        return (self.heads + 2 * kv_heads) * self.head_dim
-
 
 @dataclass(frozen=True)
 class Matrix:

@@ -1,8 +1,8 @@
 """The variants a half layer may take, and their text form.
 
 A block is an attention variant and an FFN variant. Every variant is a frozen value with a short
-text form that round-trips: `gqa2`, `gqa8w1024`, `linear`, `noop` for attention; `ffn768`, `moe4`,
-`linear`, `noop` for the FFN; `gqa2+ffn768` for a block.
+text form that round-trips: `gqa2`, `gqa8w1024`, `groups2`, `linear`, `noop` for attention;
+`ffn768`, `moe4`, `linear`, `noop` for the FFN; `gqa2+ffn768` for a block.
 
 >>> Block.parse("gqa2+ffn768")
 Block(attention=GQA(kv_heads=2, window=None), ffn=FFN(intermediate_size=768))
@@ -41,8 +41,13 @@ class Variant(ABC):
         """The linear maps a token passes, in order: nearly all parameters, and all GEMMs."""
 
     @abstractmethod
-    def entry(self, heads: int) -> dict[str, Any]:
-        """What it writes into its half of a layer's `block_configs` entry."""
+    def entry(self, heads: int, group: int) -> dict[str, Any]:
+        """What it writes into its half of a layer's `block_configs` entry.
+
+        Args:
+            heads: query heads of the parent.
+            group: how many of them share a KV head.
+        """
 
     @classmethod
     def read(cls, text: str) -> Self | None:
@@ -108,17 +113,23 @@ class GQA(AttentionVariant):
 
     def matrices(self, sizes: Sizes) -> tuple[Matrix, ...]:
         """Query, key and value in one, and the output projection."""
-        inner = sizes.heads * sizes.head_dim
+        inner = self.query_heads(sizes) * sizes.head_dim
+        joint = inner + 2 * self.kv_heads * sizes.head_dim
         return (
-            Matrix(sizes.hidden_size, sizes.qkv_size(self.kv_heads), sizes.qkv_bias),
+            Matrix(sizes.hidden_size, joint, sizes.qkv_bias),
             Matrix(inner, sizes.hidden_size, sizes.o_bias),
         )
 
     def vectors(self, sizes: Sizes) -> int:
         """Norm, q and k norms, sinks."""
-        return sizes.norm_params + sizes.qk_norm * 2 * sizes.head_dim + sizes.sinks * sizes.heads
+        sinks = self.query_heads(sizes) if sizes.sinks else 0
+        return sizes.norm_params + sizes.qk_norm * 2 * sizes.head_dim + sinks
 
-    def entry(self, heads: int) -> dict[str, Any]:
+    def query_heads(self, sizes: Sizes) -> int:
+        """As many as the parent has."""
+        return sizes.heads
+
+    def entry(self, heads: int, group: int) -> dict[str, Any]:
         """Heads per KV head, and the window."""
         return {"n_heads_in_group": heads // self.kv_heads, "window_length": self.window}
 
@@ -143,12 +154,64 @@ class GQA(AttentionVariant):
         divides = heads >= 1 and heads.is_integer() and self.kv_heads % int(heads) == 0
         return GQA(int(heads), self.window) if divides else None
 
+    def groups(self, fraction: float) -> Groups | None:
+        """About this share of its groups, one at least; None where that is all of them."""
+        count = max(1, round(self.kv_heads * fraction))
+        return Groups(count, self.window) if count < self.kv_heads else None
+
+    def suits(self, own: Variant) -> bool:
+        """Only attention that has all of its query heads can keep all of them."""
+        return type(own) is GQA
+
     def excess(self, own: Variant) -> str | None:
         """KV heads that do not divide the parent's."""
         assert isinstance(own, GQA)
         if own.kv_heads % self.kv_heads == 0:
             return None
         return f"{self.kv_heads} KV heads, which do not divide the parent's {own.kv_heads}"
+
+
+@dataclass(frozen=True)
+class Groups(GQA):
+    """`kv_heads` of the parent's KV heads, each with the query heads it serves; the others go."""
+
+    pattern: ClassVar[str] = r"groups([1-9]\d*)(?:w([1-9]\d*))?"
+    examples: ClassVar[tuple[str, ...]] = ("groups2",)
+
+    def __str__(self) -> str:
+        return f"groups{self.kv_heads}" + (f"w{self.window}" if self.window else "")
+
+    def query_heads(self, sizes: Sizes) -> int:
+        """Those of its groups."""
+        return self.kv_heads * sizes.heads // sizes.kv_heads
+
+    def entry(self, heads: int, group: int) -> dict[str, Any]:
+        """Its own number of query heads beside; a field of ours."""
+        return {
+            "n_heads_in_group": group,
+            "window_length": self.window,
+            "num_attention_heads": self.kv_heads * group,
+        }
+
+    @property
+    def beyond_decilm(self) -> str | None:
+        """The format has one number of query heads for all layers."""
+        return super().beyond_decilm or "knows no layer with fewer query heads"
+
+    def share(self, fraction: float) -> GQA | None:
+        """All of it: its KV heads are not pooled, as other query heads are gone."""
+        return self if fraction == 1 else None
+
+    def suits(self, own: Variant) -> bool:
+        """Any grouped-query attention has groups to keep."""
+        return isinstance(own, GQA)
+
+    def excess(self, own: Variant) -> str | None:
+        """As many groups as the parent has, or more."""
+        assert isinstance(own, GQA)
+        if self.kv_heads < own.kv_heads or self == own:
+            return None
+        return f"{self.kv_heads} groups of heads, the parent has {own.kv_heads}; ask for fewer"
 
 
 @dataclass(frozen=True)
@@ -170,7 +233,7 @@ class FFN(FFNVariant):
             Matrix(self.intermediate_size, sizes.hidden_size, sizes.mlp_bias),
         )
 
-    def entry(self, heads: int) -> dict[str, Any]:
+    def entry(self, heads: int, group: int) -> dict[str, Any]:
         """The width, which the exporter rewrites for its target."""
         return {"intermediate_size": self.intermediate_size}
 
@@ -219,7 +282,7 @@ class MoE(FFNVariant):
             Matrix(sizes.expert_size, sizes.hidden_size, bias, self.experts, used),
         )
 
-    def entry(self, heads: int) -> dict[str, Any]:
+    def entry(self, heads: int, group: int) -> dict[str, Any]:
         """The number of experts."""
         return {"moe": {"num_local_experts": self.experts}}
 
@@ -258,7 +321,7 @@ class LinearMap(AttentionVariant, FFNVariant):
         """The one."""
         return (Matrix(sizes.hidden_size, sizes.hidden_size),)
 
-    def entry(self, heads: int) -> dict[str, Any]:
+    def entry(self, heads: int, group: int) -> dict[str, Any]:
         """As DeciLM says it."""
         return {"replace_with_linear": True}
 
@@ -286,7 +349,7 @@ class NoOp(AttentionVariant, FFNVariant):
         """Not even a norm."""
         return 0
 
-    def entry(self, heads: int) -> dict[str, Any]:
+    def entry(self, heads: int, group: int) -> dict[str, Any]:
         """As DeciLM says it."""
         return {"no_op": True}
 
@@ -297,7 +360,12 @@ class NoOp(AttentionVariant, FFNVariant):
 
 
 # the kinds that `parse_attention` and `parse_ffn` try in turn; `puzzle.add_variant` adds to them
-ATTENTIONS: dict[str, type[AttentionVariant]] = {"gqa": GQA, "linear": LinearMap, "noop": NoOp}
+ATTENTIONS: dict[str, type[AttentionVariant]] = {
+    "gqa": GQA,
+    "groups": Groups,
+    "linear": LinearMap,
+    "noop": NoOp,
+}
 FFNS: dict[str, type[FFNVariant]] = {"ffn": FFN, "moe": MoE, "linear": LinearMap, "noop": NoOp}
 
 
@@ -326,7 +394,8 @@ _Kind = TypeVar("_Kind", bound=Variant)
 
 
 def parse_attention(text: str) -> AttentionVariant:
-    """Read `gqa<kv heads>[w<window>]`, `linear`, `noop`, or a kind that was added."""
+    """Read `gqa<KV heads>[w<window>]`, `groups<KV heads>[w<window>]`, `linear`, `noop`, or a kind
+    that was added."""
     return _parse(text, "attention", ATTENTIONS)
 
 

@@ -31,11 +31,15 @@ from puzzle.strict_yaml import Document, Override, StrictModel
 from puzzle.units import Quantity, Relative, parse
 
 
-def _space_entry(parse: Callable[[str], object]) -> Callable[[str], str]:
-    """A check that an entry is a percentage of the parent's, or a variant's own text."""
+def _space_entry(parse: Callable[[str], object], shares: str = "%") -> Callable[[str], str]:
+    """A check that an entry is a percentage of the parent's, or a variant's own text.
+
+    Args:
+        shares: regular expression of what may follow the number of a percentage.
+    """
 
     def check(entry: str) -> str:
-        if match := re.fullmatch(r"(\d+(?:\.\d+)?)%", entry):
+        if match := re.fullmatch(rf"(\d+(?:\.\d+)?){shares}", entry):
             if not 0 < float(match[1]) <= 100:
                 raise ValueError("expected a percentage above 0% and up to 100%")
         else:
@@ -48,7 +52,7 @@ def _space_entry(parse: Callable[[str], object]) -> Callable[[str], str]:
     return check
 
 
-AttentionEntry = Annotated[str, AfterValidator(_space_entry(parse_attention))]
+AttentionEntry = Annotated[str, AfterValidator(_space_entry(parse_attention, "%(?: groups)?"))]
 FFNEntry = Annotated[str, AfterValidator(_space_entry(parse_ffn))]
 
 
@@ -84,9 +88,17 @@ Doubt = Literal["never", "saturated", "picked"]  # which picked blocks are score
 
 
 class Space(StrictModel):
-    """Which variants each layer may take: percentages of the parent's, or variants by name."""
+    """Which variants each layer may take: percentages of the parent's, or variants by name.
 
-    attention: tuple[AttentionEntry, ...] = ("100%", "50%", "25%", "12.5%", "linear", "noop")
+    A percentage of the attention is of the KV heads, which all query heads then share; one of its
+    `groups` is of KV heads that keep their query heads, while the other query heads go.
+    """
+
+    attention: tuple[AttentionEntry, ...] = (
+        *("100%", "50%", "25%", "12.5%"),
+        *("75% groups", "50% groups", "25% groups"),
+        *("linear", "noop"),
+    )
     ffn: tuple[FFNEntry, ...] = (
         *("100%", "87%", "75%", "50%", "25%", "20%", "10%"),
         *("linear", "noop"),

@@ -5,8 +5,9 @@ is trained with the parent's FFN frozen behind it, an FFN variant with the paren
 frozen before it, and halves are composed afterwards: m + n trainings a layer instead of m n.
 Coupled, for a space narrowed by a first search, composed blocks are trained whole from there.
 
-Each half starts from the parent's weights (sliced, pooled or multiplied), has its last matrix
-refit in closed form, and is trained from the best of these. Better is judged by the Fisher
+Each half starts from the parent's weights (sliced, pooled or multiplied, by every measure of
+what is important), has its last matrix refit in closed form, and is trained from the best of
+these. Better is judged by the Fisher
 score on the scoring split, also while training: a variant stops where it no longer improves, and
 none ends worse than it began. All variants of a layer learn from the same batches of the same
 streams.
@@ -120,13 +121,17 @@ def _enter(lesson: Lesson, library: Library, layer: int, piece: Block, window: W
 
 
 def begin(lesson: Lesson, half: Block) -> Pupil:
-    """A half as it starts: the best of its starts, or that one refit, whichever scores better."""
+    """A half as it starts: the best of its starts, each as it is and refit, by their scores."""
     made = lesson.starts(half)
-    losses = {way: lesson.kl(lesson.built(half, weights)) for way, weights in made.items()}
-    way = min(losses, key=lambda name: losses[name])
-    refit = lesson.refit(half, made[way], way)
-    losses["refit"] = lesson.kl(lesson.built(half, refit))
-    return Pupil(half, refit if losses["refit"] < losses[way] else made[way], losses)
+    refits = {way: lesson.refit(half, weights, way) for way, weights in made.items()}
+    losses, refit_losses = (
+        {way: lesson.kl(lesson.built(half, weights)) for way, weights in each.items()}
+        for each in (made, refits)
+    )
+    way = min(refit_losses, key=lambda name: refit_losses[name])
+    losses["refit"] = refit_losses[way]
+    made["refit"] = refits[way]
+    return Pupil(half, made[min(losses, key=lambda name: losses[name])], losses)
 
 
 def train(lesson: Lesson, pupils: Sequence[Pupil], options: Distill, steps: range) -> list[Pupil]:

@@ -11,7 +11,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from puzzle.blocks.variant import FFN, GQA, Block, MoE
+from puzzle.blocks.variant import FFN, GQA, Block, Groups, MoE
 from puzzle.result import COLUMNS, Result
 
 if TYPE_CHECKING:
@@ -177,7 +177,8 @@ def _size(variant: Any) -> int:
 def _label(variant: Any) -> str:
     match variant:
         case GQA(kv_heads=heads, window=window):
-            return f"{heads} KV" + (f" w{window}" if window else "")
+            kind = "groups" if isinstance(variant, Groups) else "KV"
+            return f"{heads} {kind}" + (f" w{window}" if window else "")
         case FFN(intermediate_size=width):
             return str(width)
         case _:

@@ -19,11 +19,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from puzzle import records
-from puzzle.blocks.attention import initial_attention
+from puzzle.blocks.attention import initial_attention, keep_groups
 from puzzle.blocks.ffn import initial_ffn, kept_channels
 from puzzle.blocks.moe import expert_contributions
 from puzzle.blocks.refit import NormalEquations, Tokens, token_weights
-from puzzle.blocks.variant import FFN, Block, MoE, NoOp
+from puzzle.blocks.variant import FFN, GQA, AttentionVariant, Block, Groups, MoE, NoOp
 from puzzle.config import Loss
 from puzzle.export.modeling_puzzle import PuzzleLayer
 from puzzle.fisher import corrected, per_token, relative_change
@@ -143,18 +143,27 @@ class Lesson:
     def starts(self, half: Block) -> dict[str, Weights]:
         """The half as computed from the parent's weights alone, by the name of the way.
 
-        An FFN keeps its most important channels by either measure of importance, a mixture its
-        most important experts.
+        An FFN keeps its most important channels by either measure of importance, attention its
+        groups of heads likewise or its KV heads pooled, a mixture its most important experts.
         """
         if isinstance(half.ffn, NoOp):
-            head_dim = self.parent.shape.head_dim
-            return {"sliced": initial_attention(half.attention, self.weights, head_dim)}
+            return self._attentions(half.attention)
         orders = {"sliced": torch.empty(0)}
         if isinstance(half.ffn, FFN):
             orders = self.channels
         if isinstance(half.ffn, MoE):
             orders = {"sliced": self.experts}
         return {name: initial_ffn(half.ffn, self.weights, order) for name, order in orders.items()}
+
+    def _attentions(self, variant: AttentionVariant) -> dict[str, Weights]:
+        head_dim, own = self.parent.shape.head_dim, self.block.attention
+        found = {}
+        if not isinstance(variant, Groups):
+            found["sliced"] = initial_attention(variant, self.weights, head_dim)
+        if isinstance(variant, GQA) and isinstance(own, GQA) and variant.kv_heads < own.kv_heads:
+            for way, missed_HH in self.heads.items():
+                found[way] = keep_groups(variant, self.weights, head_dim, missed_HH)
+        return found
 
     def refit(self, half: Block, start: Weights, way: str) -> Weights:
         """A start with its last matrix solved by least squares against the parent's half.
@@ -197,6 +206,34 @@ class Lesson:
                 scores_F = scores_F + (x_NF * pushed_NF).square().sum(dim=0)
             first = last
         return scores_F
+
+    @cached_property
+    @torch.no_grad()
+    def heads(self) -> dict[str, torch.Tensor]:
+        """What the parent misses without two of its heads together [H, H], by two measures.
+
+        `contribution`: the weighted energy that they write into the stream. `fisher`: the Fisher
+        score of removing them, `E (sum_h x_h g . W_o[:, h])^2`.
+        """
+        half = Block(self.block.attention, NoOp())
+        weights = own_half(self.weights, half)
+        equations, _ = self._statistics(half, weights)
+        output_DF, head_dim = (
+            weights["self_attn.o_proj.weight"].double(),
+            self.parent.shape.head_dim,
+        )
+        energy_FF = equations.gram * (output_DF.T @ output_DF)
+        energy = energy_FF.unflatten(1, (-1, head_dim)).sum(2).unflatten(0, (-1, head_dim)).sum(1)
+        module, fisher, first = self.built(half, weights), torch.zeros_like(energy), 0
+        for streams in self.judge.batches():
+            x_NF = self._input_of(module, module.get_submodule("self_attn.o_proj"), streams)
+            last = first + len(streams.enter)
+            for g_STD in self.gradient[:, first:last]:
+                pushed_NF = x_NF * (g_STD.float().flatten(0, 1) @ output_DF.float())
+                pushed_NH = pushed_NF.unflatten(1, (-1, head_dim)).sum(2).double()
+                fisher += pushed_NH.T @ pushed_NH
+            first = last
+        return {"contribution": energy.float(), "fisher": fisher.float()}
 
     @cached_property
     @torch.no_grad()

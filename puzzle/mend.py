@@ -3,8 +3,10 @@
 Blocks of the library are made on the parent's stream, but inside a child they see the errors of all
 blocks below. So the child is swept up once: in every half, those kept from the parent included, the
 last matrix is solved by weighted ridge least squares from what the child's stream feeds it to where
-the parent's stream goes. Each half so makes good what it can of the errors below it. A solution is
-kept where it brings the stream nearer to the parent's on held-out sequences.
+the parent's stream goes. Each half so makes good what it can of the errors below it. The
+calibration text teaches; the scoring text, which may be of another kind, judges: of solutions that
+are shrunk more or less towards the matrix as it was, and that matrix, the one is kept whose stream
+is nearest to the parent's there.
 
 Legend: S sequences, T tokens, N tokens of a batch, D hidden, F features of a last matrix.
 """
@@ -27,7 +29,8 @@ from puzzle.library import Library
 from puzzle.modules import Weights, build_layer
 from puzzle.progress import track
 
-HELD_OUT = 8  # one sequence in eight judges
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # how much a solution is shrunk, of the mean feature energy
+JUDGE = "scoring"  # the split that judges
 
 Half = Callable[[torch.Tensor], torch.Tensor]  # a stream [S, T, D] to the stream after it
 
@@ -42,11 +45,6 @@ class Aim:
 
     def __getitem__(self, which: slice) -> Aim:
         return Aim(self.enter[which], self.leave[which], self.weight[which])
-
-    def split(self) -> tuple[Aim, Aim]:
-        """The sequences that teach, and those that judge: the last eighth, one at least."""
-        judges = max(1, len(self.enter) // HELD_OUT)
-        return self[:-judges], self[-judges:]
 
     def batches(self) -> Iterator[Aim]:
         """The sequences in order, a few at a time."""
@@ -65,12 +63,13 @@ def mend(
     """The mended child's tensors by checkpoint name; a record a layer, from `name` on.
 
     Args:
-        splits: the traced parts of the calibration text to mend by.
+        splits: the traced parts of the calibration text that teach.
         inputs: fingerprint of the library and the blocks.
     """
     run, parent = library.run, library.parent
     places = [records.layer_of(name, layer) for layer in range(len(blocks))]
     finished = all(run.fresh(place, inputs) for place in places)
+    splits = [*splits, JUDGE]
     stream = _parent_stream(library, splits, 0)
     weights = parent.outside_weights()
     for layer, (block, place) in enumerate(zip(track(blocks, "mend"), places)):
@@ -87,34 +86,47 @@ def mend(
 def mend_layer(
     library: Library, layer: int, block: Block, splits: Sequence[str], enter_STD: torch.Tensor
 ) -> Weights:
-    """One layer's tensors, its last matrices refit where `enter_STD` is the child's own stream."""
+    """One layer's tensors, its last matrices refit where `enter_STD` is the child's own stream.
+
+    Args:
+        splits: what the stream is of; the last one judges.
+    """
     child, parent = library.layer(layer, block), library.parent.layer(layer)
     leave = _parent_stream(library, splits, layer + 1)
     aim = Aim(enter_STD, leave, token_weights(leave))
     attend, feed = partial(_attended, library, child), partial(_fed, child)
+    judges = len(_parent_stream(library, splits[-1:], layer))
     if child.self_attn is not None:
         middle = _attended(library, parent, _parent_stream(library, splits, layer))
         halfway = replace(aim, leave=middle) if child.mlp is not None else aim
-        refit(child.self_attn, attend, halfway)
+        refit(child.self_attn, attend, halfway, judges)
     if child.mlp is not None:
-        refit(child.mlp, feed, replace(aim, enter=attend(enter_STD)))
+        refit(child.mlp, feed, replace(aim, enter=attend(enter_STD)), judges)
     return child.state_dict()
 
 
-def refit(module: nn.Module, half: Half, aim: Aim) -> None:
-    """Solve the last matrix of a half's module, in place; as it was where that is not better."""
+def refit(module: nn.Module, half: Half, aim: Aim, judges: int) -> None:
+    """Solve the last matrix of a half's module, in place; as it was where that is not better.
+
+    Args:
+        judges: how many of the last sequences judge; the others teach.
+    """
     matrix = _last_matrix(module)
     if matrix is None:
         return
-    teach, judge = aim.split()
-    start, before = matrix.weight, judge.error(half)
-    matrix.weight = nn.Parameter(_solved(matrix, half, teach), requires_grad=False)
-    if not judge.error(half) < before:
-        matrix.weight = start
+    teach, judge = aim[:-judges], aim[-judges:]
+    equations, best = _equations(matrix, half, teach), matrix.weight
+    start, least = best, judge.error(half)
+    for ridge in RIDGES:
+        solved = equations.solve(start, ridge)
+        matrix.weight = nn.Parameter(solved, requires_grad=False)
+        if (error := judge.error(half)) < least:
+            best, least = matrix.weight, error
+    matrix.weight = best
 
 
-def _solved(matrix: nn.Linear, half: Half, aim: Aim) -> torch.Tensor:
-    """The matrix [D, F] that takes the stream nearest to the aim, shrunk towards what it is."""
+def _equations(matrix: nn.Linear, half: Half, aim: Aim) -> NormalEquations:
+    """Whose solution is the matrix [D, F] that takes the stream nearest to the aim."""
     weight_FD = matrix.weight.float().T
     seen: list[torch.Tensor] = []
 
@@ -126,7 +138,7 @@ def _solved(matrix: nn.Linear, half: Half, aim: Aim) -> torch.Tensor:
 
     handle = matrix.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
-        return NormalEquations.of(tokens(), *weight_FD.shape).solve(matrix.weight)
+        return NormalEquations.of(tokens(), *weight_FD.shape)
     finally:
         handle.remove()
 

@@ -49,14 +49,15 @@ FFN_ENTRY = {
 Weights = dict[str, torch.Tensor]
 
 
-def block_config(block: Block, heads: int) -> dict[str, Any]:
-    """The `block_configs` entry of a block in a model with `heads` query heads.
+def block_config(block: Block, heads: int, group: int) -> dict[str, Any]:
+    """The `block_configs` entry of a block where the parent's `heads` query heads share KV heads
+    by `group`.
 
     The FFN width is written as `intermediate_size`; the exporter rewrites it for its target.
     """
     return {
-        "attention": ATTENTION_ENTRY | block.attention.entry(heads),
-        "ffn": FFN_ENTRY | block.ffn.entry(heads),
+        "attention": ATTENTION_ENTRY | block.attention.entry(heads, group),
+        "ffn": FFN_ENTRY | block.ffn.entry(heads, group),
     }
 
 
@@ -75,9 +76,9 @@ def child_config(parent_config: Any, blocks: Sequence[Block]) -> Any:
         fields["layer_types"] = ["full_attention"] * len(blocks)
     if "sliding_window" in fields:
         fields |= {"sliding_window": None, "use_sliding_window": False}
-    fields["block_configs"] = [
-        block_config(block, fields["num_attention_heads"]) for block in blocks
-    ]
+    heads = fields["num_attention_heads"]
+    group = heads // (fields.get("num_key_value_heads") or heads)
+    fields["block_configs"] = [block_config(block, heads, group) for block in blocks]
     config = config_class(**fields)
     config._attn_implementation = "eager" if parent_config.model_type == "gpt_oss" else "sdpa"
     config._experts_implementation = "grouped_mm"

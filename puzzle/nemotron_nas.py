@@ -12,6 +12,7 @@ from puzzle.blocks.variant import (
     AttentionVariant,
     Block,
     FFNVariant,
+    Groups,
     LinearMap,
     NoOp,
 )
@@ -41,13 +42,14 @@ def as_llama(config: Fields) -> dict[str, Any]:
     The widest FFN is taken from the layers with attention: fused ones are wider.
     """
     blocks = blocks_of(config)
-    heads = [block.attention.cached_heads for block in blocks]
+    groups = [block["attention"].get("n_heads_in_group") for block in config["block_configs"]]
+    heads = config["num_attention_heads"]
     whole = [block for block in blocks if block.attention.cached_heads] or blocks
     widths = [block.ffn.intermediate_size for block in whole if isinstance(block.ffn, FFN)]
     return {
         **config,
         "model_type": "llama",
-        "num_key_value_heads": max(heads) or config["num_attention_heads"],
+        "num_key_value_heads": heads // min(filter(None, groups), default=1),
         "intermediate_size": max(widths, default=0),
     }
 
@@ -57,8 +59,9 @@ def _attention(config: Fields, entry: Fields) -> AttentionVariant:
         return NoOp()
     if entry["replace_with_linear"]:
         return LinearMap()
-    heads = config["num_attention_heads"] // entry["n_heads_in_group"]
-    return GQA(heads, entry.get("window_length"))
+    own, window = entry.get("num_attention_heads"), entry.get("window_length")
+    kv_heads = (own or config["num_attention_heads"]) // entry["n_heads_in_group"]
+    return Groups(kv_heads, window) if own else GQA(kv_heads, window)
 
 
 def _ffn(config: Fields, entry: Fields) -> FFNVariant:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
-from puzzle.blocks.variant import Block, Variant, parse_attention, parse_ffn
+from puzzle.blocks.variant import GQA, Block, Variant, parse_attention, parse_ffn
 from puzzle.config import Space
 from puzzle.errors import PuzzleError
 from puzzle.export.targets import Target, refusal
@@ -21,8 +21,9 @@ def layer_blocks(
 ) -> tuple[tuple[Block, ...], ...]:
     """Per layer, the blocks to choose from: the parent's own first, then the others.
 
-    Percentages are of the parent's KV heads (where they divide), of its experts, and of its FFN
-    width (rounded to the serving format's step where the parent is wide enough). What the target
+    Percentages are of the parent's KV heads (where they divide), of its groups of heads (rounded),
+    of its experts, and of its FFN width (rounded to the serving format's step where the parent is
+    wide enough). What the target
     engine cannot load is left out, and what other layers of the parent have: experts of a layer
     with a dense FFN, or the reverse. Layers in `space.keep` have no choice.
 
@@ -70,8 +71,8 @@ def _variants(half: Half, entries: Iterable[str], own: Variant) -> list[Any]:
     """The variants that these entries name and that can be made from the parent's `own`."""
     found = []
     for entry in entries:
-        if entry.endswith("%"):
-            found.append(own.share(float(entry[:-1]) / 100))
+        if "%" in entry:
+            found.append(_share(entry, own))
             continue
         variant = PARSE[half](entry)
         if not variant.suits(own):
@@ -82,10 +83,19 @@ def _variants(half: Half, entries: Iterable[str], own: Variant) -> list[Any]:
     return [variant for variant in found if variant is not None]
 
 
+def _share(entry: str, own: Variant) -> Variant | None:
+    """The variant that holds this percentage of the parent's own."""
+    number, _, groups = entry.partition("%")
+    fraction = float(number) / 100
+    if not groups:
+        return own.share(fraction)
+    return own.groups(fraction) if isinstance(own, GQA) else None
+
+
 def _check_suits(half: Half, entries: Iterable[str], owns: Sequence[Variant]) -> None:
     """PuzzleError for a variant that no layer of the parent can give."""
     for entry in entries:
-        if not entry.endswith("%") and not any(map(PARSE[half](entry).suits, owns)):
+        if "%" not in entry and not any(map(PARSE[half](entry).suits, owns)):
             raise PuzzleError(
                 f"space.{half} asks for {entry}, but no layer of the parent has such a half; its "
                 f"own are {', '.join(dict.fromkeys(map(str, owns)))}"

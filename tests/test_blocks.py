@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import FAMILIES, MIXTURES
 
-from puzzle.blocks.attention import initial_attention
+from puzzle.blocks.attention import initial_attention, keep_groups, least_missed
 from puzzle.blocks.ffn import initial_ffn, kept_channels
 from puzzle.blocks.variant import (
     FFN,
@@ -21,6 +21,7 @@ from puzzle.blocks.variant import (
     AttentionVariant,
     Block,
     FFNVariant,
+    Groups,
     LinearMap,
     MoE,
     NoOp,
@@ -33,6 +34,7 @@ from puzzle.parent import Parent
 ATTENTION = st.one_of(
     st.sampled_from([LinearMap(), NoOp()]),
     st.builds(GQA, st.integers(1, 128), st.none() | st.integers(1, 1 << 20)),
+    st.builds(Groups, st.integers(1, 128), st.none() | st.integers(1, 1 << 20)),
 )
 FEED_FORWARD = st.one_of(
     st.sampled_from([LinearMap(), NoOp()]),
@@ -69,7 +71,9 @@ def test_variants_and_blocks_round_trip(attention: AttentionVariant, ffn: FFNVar
 
 @pytest.mark.parametrize("text", ["", "gqa", "gqa0", "gqa-1", "gqa2w0", "gqa2 ", "GQA2", "ffn96"])
 def test_what_is_no_attention_variant_says_what_is(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is unknown; write gqa2, gqa8w1024, linear or noop"):
+    with pytest.raises(
+        ValueError, match=r"is unknown; write gqa2, gqa8w1024, groups2, linear or noop"
+    ):
         parse_attention(text)
 
 
@@ -92,6 +96,34 @@ def test_pooling_is_the_mean_of_each_group() -> None:
         torch.testing.assert_close(pooled["self_attn.k_proj.weight"][rows], mean)
         mean = sum(bias[h * head_dim : (h + 1) * head_dim] for h in members) / 3
         torch.testing.assert_close(pooled["self_attn.v_proj.bias"][rows], mean)
+
+
+@pytest.mark.parametrize("kind", [GQA, Groups])
+def test_kept_groups_compute_what_they_did(kind: type[GQA], parent: Parent) -> None:
+    """As the parent's attention does where nothing hears the heads of the other group."""
+    weights, shape = parent.layer_weights(0), parent.shape
+    window = parent.blocks[0].attention.window  # type: ignore[union-attr]
+    size = shape.heads // 2 * shape.head_dim
+    missed = torch.diag(torch.tensor([1.0, 1.0, 2.0, 2.0]))  # the second group stays
+    kept = keep_groups(kind(1, window), weights, shape.head_dim, missed)
+    deaf = weights["self_attn.o_proj.weight"].clone()
+    deaf[:, :size] = 0
+    whole = initial_attention(parent.blocks[0].attention, weights, shape.head_dim)
+    expected = output(
+        parent,
+        Block(parent.blocks[0].attention, NoOp()),
+        whole | {"self_attn.o_proj.weight": deaf},
+        12,
+    )
+    torch.testing.assert_close(output(parent, Block(kind(1, window), NoOp()), kept, 12), expected)
+
+
+def test_parts_go_in_the_order_of_what_is_missed_then() -> None:
+    """The second is missed least alone, but stands in for the first: both must not go."""
+    missed = torch.tensor([[4.0, 9.0, 0.0], [9.0, 1.0, 0.0], [0.0, 0.0, 5.0]])
+    assert least_missed(missed, 2) == [0, 2]
+    assert least_missed(missed, 1) == [0]
+    assert least_missed(missed, 3) == [0, 1, 2]
 
 
 def test_pooling_to_heads_that_do_not_divide_says_so() -> None:

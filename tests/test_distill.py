@@ -17,7 +17,7 @@ from puzzle.blocks.variant import FFN, Block, NoOp
 from puzzle.config import Distill
 from puzzle.distill import Pupil, begin, distill, train
 from puzzle.fisher import per_token
-from puzzle.lesson import Lesson
+from puzzle.lesson import Lesson, Streams
 from puzzle.library import Library
 from puzzle.modules import Weights, build_layer
 from puzzle.parent import Parent
@@ -145,6 +145,29 @@ def test_fisher_ranks_channels_by_what_removing_each_costs(lesson: Lesson) -> No
 
     costs = [without(int(channel)) for channel in lesson.channels["fisher"]]
     assert costs == sorted(costs, reverse=True)
+
+
+def test_heads_are_missed_by_what_they_write_and_what_it_costs(lesson: Lesson) -> None:
+    """Against the attention half with a set of heads unheard, whatever the set."""
+    own, size = Block(lesson.block.attention, NoOp()), lesson.parent.shape.head_dim
+    weights = lesson.starts(own)["sliced"]
+
+    def without(heads: list[int], streams: Streams) -> torch.Tensor:
+        output = weights["self_attn.o_proj.weight"].clone()
+        output.unflatten(1, (-1, size))[:, heads] = 0
+        module = lesson.built(own, weights | {"self_attn.o_proj.weight": output})
+        with torch.no_grad():
+            return module.attend(streams.enter, **lesson.context)
+
+    for gone in ([0], [3], [1, 2], [0, 1, 3]):
+        lost = (without([], lesson.teach) - without(gone, lesson.teach)).square().sum(-1)
+        energy = float((lost * lesson.teach.weight).sum())
+        cost = lesson.heads["contribution"][gone][:, gone].sum()
+        assert float(cost) == pytest.approx(energy, rel=1e-3)
+        change = without(gone, lesson.judge) - without([], lesson.judge)
+        products = torch.einsum("kstd,std->kst", lesson.gradient, change)
+        cost = lesson.heads["fisher"][gone][:, gone].sum()
+        assert float(cost) == pytest.approx(float(products.square().sum()), rel=1e-3)
 
 
 def test_every_loss_is_nothing_at_the_parent_and_falls_in_training(lesson: Lesson) -> None:

@@ -50,7 +50,7 @@ def test_a_half_that_can_reach_the_aim_reaches_it() -> None:
     half = Affine(6)
     wanted = aim(half)
     before = wanted.error(half)
-    refit(half, half, wanted)
+    refit(half, half, wanted, 2)
     assert wanted.error(half) < 1e-4 * before
 
 
@@ -59,8 +59,8 @@ def test_a_solution_that_held_out_sequences_refuse_is_not_kept() -> None:
     wanted = aim(half)
     start = half.o_proj.weight.clone()
     leave = wanted.leave.clone()
-    leave[-2:] = half(wanted.enter)[-2:]  # two of sixteen judge
-    refit(half, half, Aim(wanted.enter, leave, wanted.weight))
+    leave[-2:] = half(wanted.enter)[-2:]
+    refit(half, half, Aim(wanted.enter, leave, wanted.weight), 2)
     assert torch.equal(half.o_proj.weight, start)
 
 

@@ -18,7 +18,7 @@ from puzzle.modules import block_config
 def published(name: str) -> dict[str, Any]:
     """The config.json of a shipped child, with `block_configs` as they are published."""
     shape, blocks = model(name)
-    entries = [block_config(block, shape.heads) for block in blocks]
+    entries = [block_config(block, shape.heads, shape.heads // shape.kv_heads) for block in blocks]
     for block, entry in zip(blocks, entries):
         del entry["ffn"]["intermediate_size"]
         if isinstance(block.ffn, FFN):
@@ -48,13 +48,14 @@ def test_a_published_config_is_an_architecture(name: str, params: int, tmp_path:
 
 
 def test_every_block_of_the_format_reads_back(tmp_path: Path) -> None:
-    texts = ["gqa8+ffn300", "linear+linear", "noop+noop", "gqa2w64+noop"]
+    texts = ["gqa8+ffn300", "linear+linear", "noop+noop", "gqa2w64+noop", "groups5+linear"]
     fields = published("nemotron-super-49b") | {
         "num_hidden_layers": len(texts),
-        "block_configs": [block_config(Block.parse(text), 64) for text in texts],
+        "block_configs": [block_config(Block.parse(text), 64, 8) for text in texts],
     }
     (tmp_path / "config.json").write_text(json.dumps(fields))
     assert [str(block) for block in Architecture.from_config(tmp_path).blocks] == texts
+    assert model(tmp_path)[0].kv_heads == 8
 
 
 def test_a_layer_that_is_not_of_the_format_is_named(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from puzzle.blocks.variant import FFN, GQA, Block, LinearMap, NoOp
+from puzzle.blocks.variant import FFN, GQA, Block, Groups, LinearMap, NoOp
 from puzzle.config import Space
 from puzzle.errors import PuzzleError
 from puzzle.export.targets import refusal
@@ -50,6 +50,35 @@ def test_percentages_of_kv_heads_are_whole_and_divide(
     parent = Block(GQA(kv_heads), FFN(1024))
     blocks = texts(Space(attention=(entry,), ffn=("100%",)), (parent,))[0]
     assert blocks[1:] == ([f"gqa{expected}+ffn1024"] if expected else [])
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "entry", "expected"),
+    [
+        (8, "75% groups", 6),
+        (3, "75% groups", 2),
+        (3, "25% groups", 1),  # one at least
+        (2, "75% groups", None),  # all of them
+        (1, "50% groups", None),
+    ],
+)
+def test_percentages_of_groups_are_rounded(kv_heads: int, entry: str, expected: int | None) -> None:
+    parent = Block(GQA(kv_heads, 64), FFN(1024))
+    blocks = texts(Space(attention=(entry,), ffn=("100%",)), (parent,))[0]
+    assert blocks[1:] == ([f"groups{expected}w64+ffn1024"] if expected else [])
+
+
+def test_a_pruned_parent_has_fewer_groups_to_keep_and_none_to_pool() -> None:
+    parent = Block(Groups(4), FFN(1024))
+    space = Space(attention=("100%", "50%", "groups2", "50% groups"), ffn=("100%",))
+    assert texts(space, (parent,))[0] == ["groups4+ffn1024", "groups2+ffn1024"]
+    with pytest.raises(PuzzleError, match=r"gqa2, but no layer .* has such a half; .* groups4"):
+        texts(Space(attention=("gqa2",), ffn=("100%",)), (parent,))
+
+
+def test_more_groups_than_there_are_is_one_sentence() -> None:
+    with pytest.raises(PuzzleError, match="4 groups of heads, the parent has 4; ask for fewer"):
+        texts(Space(attention=("groups4",), ffn=("100%",)))
 
 
 @pytest.mark.parametrize(

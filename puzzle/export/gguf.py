@@ -18,6 +18,7 @@ import torch
 from puzzle.blocks.variant import FFN, GQA, Block, LinearMap
 from puzzle.errors import PuzzleError
 from puzzle.export.checkpoint import stored_dtype
+from puzzle.export.modeling_puzzle import head_dim, query_heads
 from puzzle.export.rewrite import Child
 from puzzle.export.tokens import Vocabulary, read_vocabulary
 from puzzle.modules import build_model, child_config, rotary
@@ -88,7 +89,8 @@ def head_counts(config: Any, block: Block) -> tuple[int, int]:
     if isinstance(block.attention, LinearMap):
         return config.num_attention_heads, 0
     if isinstance(block.attention, GQA):
-        return config.num_attention_heads, block.attention.kv_heads
+        entry = child_config(config, [block]).block_configs[0]["attention"]
+        return query_heads(config, entry), block.attention.kv_heads
     return 0, 0
 
 
@@ -98,16 +100,15 @@ def _write_sizes(writer: Any, child: Child, gguf: Any) -> None:
     widths = [
         block.ffn.intermediate_size if isinstance(block.ffn, FFN) else 0 for block in child.blocks
     ]
-    head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
     writer.add_block_count(len(child.blocks))
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(widths)
     writer.add_head_count(list(heads))
     writer.add_head_count_kv(list(kv_heads))
-    writer.add_key_length(head_dim)
-    writer.add_value_length(head_dim)
-    writer.add_rope_dimension_count(head_dim)
+    writer.add_key_length(head_dim(config))
+    writer.add_value_length(head_dim(config))
+    writer.add_rope_dimension_count(head_dim(config))
     writer.add_rope_freq_base(float(config.rope_parameters["rope_theta"]))
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_vocab_size(config.vocab_size)
@@ -161,8 +162,7 @@ def _tensors(child: Child) -> dict[str, torch.Tensor]:
 
 def _interleaved(rows: torch.Tensor, config: Any) -> torch.Tensor:
     """Rows of q or k with channels i and i + d/2 of every head side by side."""
-    head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
-    parts = rows.reshape(-1, 2, head_dim // 2, *rows.shape[1:])
+    parts = rows.reshape(-1, 2, head_dim(config) // 2, *rows.shape[1:])
     return parts.transpose(1, 2).reshape(rows.shape)
 
 

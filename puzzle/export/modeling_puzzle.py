@@ -79,9 +79,21 @@ def norm(config: Any) -> nn.Module:
     return family_class(config, "RMSNorm")(config.hidden_size, eps=config.rms_norm_eps)
 
 
+def query_heads(config: Any, attention: dict[str, Any]) -> int:
+    """Query heads of one layer's attention entry: the model's, unless it names its own."""
+    return int(attention.get("num_attention_heads") or config.num_attention_heads)
+
+
 def kv_heads(config: Any, attention: dict[str, Any]) -> int:
     """KV heads of one layer's attention entry."""
-    return config.num_attention_heads // attention["n_heads_in_group"]
+    return query_heads(config, attention) // attention["n_heads_in_group"]
+
+
+def head_dim(config: Any) -> int:
+    """Channels of a head, in every layer."""
+    return int(
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
 
 
 def intermediate_size(config: Any, ffn: dict[str, Any]) -> int:
@@ -122,6 +134,8 @@ def attention_module(config: Any, attention: dict[str, Any], cache_slot: int) ->
     if attention.get("own"):
         return own_module(config, attention["own"])
     own = copy.copy(config)
+    own.head_dim = head_dim(config)
+    own.num_attention_heads = query_heads(config, attention)
     own.num_key_value_heads = kv_heads(config, attention)
     own.sliding_window = attention["window_length"]
     kind = "sliding_attention" if attention["window_length"] else "full_attention"

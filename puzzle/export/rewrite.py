@@ -8,6 +8,7 @@ or scales by powers of two. What cannot be rewritten is refused in one sentence.
     linear attention W   a layer of its own before: no attention, and W as a linear FFN
     nothing at all       no layer
     no first attention   one KV head whose projections are zero
+    fewer heads (vLLM)   query heads that nothing hears, and KV heads of zero where it takes some
     no FFN (llama.cpp)   32 channels of zero
 """
 
@@ -20,8 +21,9 @@ from typing import Any
 
 import torch
 
-from puzzle.blocks.variant import FFN, GQA, NOTHING, Block, LinearMap, NoOp
+from puzzle.blocks.variant import FFN, GQA, NOTHING, Block, Groups, LinearMap, NoOp
 from puzzle.errors import PuzzleError
+from puzzle.export.modeling_puzzle import head_dim
 from puzzle.export.targets import ZERO_WIDTH, Target, check_family, refusal
 from puzzle.library import own_half
 from puzzle.modules import Weights, build_layer
@@ -74,6 +76,8 @@ def rewrite(child: Child, target: Target) -> Child:
         return child
     split = [part for layer in child.layers() for part in _split(layer, target)]
     layers = [layer for layer in split if layer.block != NOTHING] or [Layer(NOTHING, {})]
+    if target == "vllm":
+        layers = [_with_heads(child.config, layer) for layer in layers]
     if isinstance(layers[0].block.attention, LinearMap):
         layers[:1] = _attention_apart(layers[0])
     layers[0] = _with_attention(child.config, layers[0])
@@ -107,6 +111,37 @@ def _attention_apart(layer: Layer) -> list[Layer]:
     }
     parts = [Layer(Block(NoOp(), LinearMap()), moved), Layer(ffn, own_half(layer.weights, ffn))]
     return [part for part in parts if part.block != NOTHING]
+
+
+def _with_heads(config: Any, layer: Layer) -> Layer:
+    """Groups of heads as the first query heads of KV heads that have more, all others zero."""
+    attention = layer.block.attention
+    if not isinstance(attention, Groups):
+        return layer
+    heads, size = config.num_attention_heads, head_dim(config)
+    own = len(layer.weights["self_attn.q_proj.weight"]) // size
+    group = own // attention.kv_heads
+    kv_heads = next(
+        count
+        for count in range(attention.kv_heads, heads + 1)
+        if heads % count == 0 and heads // count >= group
+    )
+    block = Block(GQA(kv_heads, attention.window), layer.block.ffn)
+    places = [head // group * (heads // kv_heads) + head % group for head in range(own)]
+    weights = dict(layer.weights)
+    for name, zeros in _zeros(config, Block(block.attention, NoOp())).items():
+        weight = weights[name]
+        wide = zeros.to(weight.dtype)
+        if name == "self_attn.o_proj.weight":
+            wide.unflatten(1, (-1, size))[:, places] = weight.unflatten(1, (-1, size))
+        elif name.startswith("self_attn.q_proj."):
+            wide.unflatten(0, (-1, size))[places] = weight.unflatten(0, (-1, size))
+        elif name.startswith(("self_attn.k_proj.", "self_attn.v_proj.")):
+            wide[: len(weight)] = weight
+        else:
+            wide = weight
+        weights[name] = wide
+    return Layer(block, weights)
 
 
 def _gated(layer: Layer) -> Layer:

@@ -1,20 +1,28 @@
 """Which block an engine can load, said before the search instead of after it.
 
 Tried against the engines: vLLM reads DeciLM checkpoints of Llama models only, crashes where the
-first layer has no attention, and knows no linear map and no window in a layer; llama.cpp runs
-linear attention too. Hugging Face with the modeling files of the checkpoint loads every block of
-every family.
+first layer has no attention, and knows no linear map, no window and no fewer query heads in a
+layer; llama.cpp runs linear attention and fewer heads too. Hugging Face with the modeling files of
+the checkpoint loads every block of every family.
 
-`rewrite.py` expresses linear maps and a first layer without attention in blocks that the engines
-do have, but as an FFN as wide as the hidden state, and with a KV head: the same price buys a block
-that does more, so the search leaves them out.
+`rewrite.py` expresses linear maps, fewer heads and a first layer without attention in blocks that
+the engines do have, but as an FFN as wide as the hidden state, with heads of zeros, and with a KV
+head: the same price buys a block that does more, so the search leaves them out.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-from puzzle.blocks.variant import FFN, WIDTH_STEP, Block, LinearMap, NoOp
+from puzzle.blocks.variant import (
+    FFN,
+    WIDTH_STEP,
+    AttentionVariant,
+    Block,
+    Groups,
+    LinearMap,
+    NoOp,
+)
 from puzzle.errors import PuzzleError
 from puzzle.strict_yaml import did_you_mean
 
@@ -45,13 +53,18 @@ def refusal(target: Target, layer: int, block: Block) -> str | None:
     if target == "hf":
         return None
     engine = ENGINES[target]
-    native = target == "llama.cpp" and isinstance(block.attention, LinearMap)
+    native = target == "llama.cpp" and _in_gguf(block.attention)
     beyond = (not native and block.attention.beyond_decilm) or block.ffn.beyond_decilm
     if beyond:
         return f"{engine} {beyond}"
     if layer == 0 and isinstance(block.attention, (NoOp, LinearMap)):
         return f"{engine} crashes where the first layer has no attention"
     return None
+
+
+def _in_gguf(attention: AttentionVariant) -> bool:
+    """What the architecture `deci` has beyond DeciLM: linear maps, and heads counted by layer."""
+    return isinstance(attention, (LinearMap, Groups)) and attention.sees is None
 
 
 def served(family: str, block: Block, target: Target = "vllm") -> Block:

@@ -81,7 +81,8 @@ class Modeled:
     def _attention(self, variant: GQA, step: Step) -> Timed:
         shape, kernels, window = self.shape, self.kernels, variant.window
         kv_heads = max(1.0, variant.kv_heads / self.gpus)
-        heads = Heads(shape.heads / self.gpus, kv_heads, shape.head_dim, self.workload.kv)
+        queries = variant.query_heads(shape) / self.gpus
+        heads = Heads(queries, kv_heads, shape.head_dim, self.workload.kv)
         qkv_size = (heads.query + 2 * kv_heads) * shape.head_dim
         seconds = self._norm(step) + self._gemm(step, shape.hidden_size, qkv_size)
         if shape.qk_norm:

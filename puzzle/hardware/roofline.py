@@ -98,12 +98,13 @@ class _Meter:
         """Residual addition and norm in one: two reads, two writes."""
         return self.elementwise(4 * size)
 
-    def attention(self, step: _Pass, shape: Shape, kv_heads: int) -> float:
+    def attention(self, step: _Pass, shape: Shape, variant: GQA) -> float:
         """4 H h operations per pair; queries and output a, cached keys and values c."""
-        head_dim = shape.head_dim
-        flops = 4 * shape.heads * head_dim * step.pairs
-        moved: float = 2 * shape.heads * head_dim * self.rows * self.activation_bytes
-        moved += 2 * kv_heads * head_dim * step.cached * BYTES[self.workload.kv]
+        queries = variant.query_heads(shape) * shape.head_dim
+        flops = 4 * queries * step.pairs
+        moved: float = 2 * queries * self.rows * self.activation_bytes
+        cached = step.cached * BYTES[self.workload.kv]
+        moved += 2 * variant.kv_heads * shape.head_dim * cached
         dtype = outside_dtype(self.workload)
         compute_s = flops / self.device.attention_flops_per_s(dtype)
         return max(compute_s, moved / self.device.bytes_per_s) + self.device.launch_s
@@ -223,7 +224,7 @@ def _attention_s(shape: Shape, variant: AttentionVariant, step: _Pass, meter: _M
         + meter.gemm(into)
         + (meter.elementwise(2 * query_key_size) if shape.qk_norm else 0.0)
         + meter.elementwise(2 * into.size_out)
-        + meter.attention(step, shape, variant.kv_heads)
+        + meter.attention(step, shape, variant)
         + meter.gemm(out)
     )
 

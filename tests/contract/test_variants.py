@@ -14,11 +14,22 @@ from transformers import AutoModelForCausalLM
 
 import puzzle
 from puzzle.architecture import Architecture
-from puzzle.blocks.attention import initial_attention
+from puzzle.blocks.attention import initial_attention, keep_groups
 from puzzle.blocks.ffn import initial_ffn
 from puzzle.blocks.own import OwnVariant
 from puzzle.blocks.sizes import Matrix, Sizes
-from puzzle.blocks.variant import ATTENTIONS, FFN, FFNS, GQA, Block, LinearMap, MoE, NoOp, Variant
+from puzzle.blocks.variant import (
+    ATTENTIONS,
+    FFN,
+    FFNS,
+    GQA,
+    Block,
+    Groups,
+    LinearMap,
+    MoE,
+    NoOp,
+    Variant,
+)
 from puzzle.budget import Workload
 from puzzle.distill import begin
 from puzzle.export import modeling_puzzle
@@ -112,7 +123,8 @@ class Average(OwnVariant):
 
 OWN = (LowRank, Average)
 CASES = [
-    *("gqa2+noop", "gqa1+noop", "gqa2w4+noop", "gqa1w8+noop", "linear+noop", "average+noop"),
+    *("gqa2+noop", "gqa1+noop", "gqa2w4+noop", "gqa1w8+noop", "groups1+noop", "groups1w8+noop"),
+    *("linear+noop", "average+noop"),
     *("noop+ffn96", "noop+ffn33", "noop+moe3", "noop+moe1", "noop+linear", "noop+lowrank8"),
     "noop+noop",
 ]
@@ -151,6 +163,8 @@ def initial(parent: Parent, half: Block) -> Weights:
     """The half as it starts from the parent's layer."""
     weights, shape = parent.layer_weights(LAYER), parent.shape
     parts = shape.experts if isinstance(parent.blocks[LAYER].ffn, MoE) else shape.intermediate_size
+    if isinstance(half.attention, Groups):
+        return keep_groups(half.attention, weights, shape.head_dim, torch.eye(shape.heads))
     return initial_attention(half.attention, weights, shape.head_dim) | initial_ffn(
         half.ffn, weights, torch.arange(parts)
     )

@@ -41,6 +41,7 @@ from puzzle.run import Run
 LENGTH = 12  # tokens in the cache that clean_process.py measures; windows here are not shorter
 ARCHITECTURES = {
     "heads": "gqa1+ffn96 gqa2+ffn300 gqa4+ffn32",
+    "groups": "groups1+ffn96 gqa2+ffn64 groups1w12+ffn32",
     "noop-first": "noop+ffn32 gqa2+ffn96 gqa1+noop",
     "noop-middle": "gqa2+noop noop+ffn256 gqa1+ffn64",
     "noop-last": "gqa1+ffn64 noop+noop noop+ffn96",

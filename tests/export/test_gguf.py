@@ -20,7 +20,7 @@ from puzzle.export.rewrite import Child, rewrite
 from puzzle.export.tokens import read_vocabulary
 from puzzle.parent import Parent, open_parent
 
-BLOCKS = "gqa2+ffn96 linear+noop noop+ffn64 noop+noop gqa1+linear"
+BLOCKS = "gqa2+ffn96 linear+noop noop+ffn64 noop+noop gqa1+linear groups2+ffn32"
 
 
 @pytest.fixture
@@ -46,10 +46,10 @@ def tensors(reader: GGUFReader) -> dict[str, np.ndarray]:
 def test_every_layer_has_its_heads_and_width(embedded: Parent, tmp_path: Path) -> None:
     _, reader = written(tmp_path / "child.gguf", embedded)
     assert field(reader, "general.architecture") == "deci"
-    assert field(reader, "deci.block_count") == 4
-    assert field(reader, "deci.attention.head_count") == [4, 4, 0, 4]
-    assert field(reader, "deci.attention.head_count_kv") == [2, 0, 0, 1]
-    assert field(reader, "deci.feed_forward_length") == [96, 32, 64, 128]
+    assert field(reader, "deci.block_count") == 5
+    assert field(reader, "deci.attention.head_count") == [4, 4, 0, 4, 2]
+    assert field(reader, "deci.attention.head_count_kv") == [2, 0, 0, 1, 2]
+    assert field(reader, "deci.feed_forward_length") == [96, 32, 64, 128, 32]
     assert field(reader, "deci.attention.key_length") == 32
     assert [path.name for path in tmp_path.iterdir()] == ["child.gguf"]
 

@@ -33,6 +33,7 @@ CASES = {
     ),
     "noop+ffn96 gqa2+ffn32": ("gqa1+ffn96 gqa2+ffn32",) * 2,
     "noop+noop gqa2+ffn32 noop+noop": ("gqa2+ffn32",) * 2,
+    "groups1+ffn96 gqa2+ffn32": ("gqa1+ffn96 gqa2+ffn32", "groups1+ffn96 gqa2+ffn32"),
     "noop+noop noop+noop": ("gqa1+noop", "gqa1+ffn32"),
     "gqa2+noop noop+ffn96 gqa1+noop": (
         "gqa2+noop noop+ffn96 gqa1+noop",
