@@ -68,7 +68,7 @@ class Variant(ABC):
         """Why an engine that reads DeciLM checkpoints cannot load it; None where it can."""
         return f"knows no {self} in a layer"
 
-    def share(self, fraction: float) -> Self | None:
+    def share(self, fraction: float) -> Variant | None:
         """The same kind with this share of its parts; None where there is no such part."""
         return None
 

@@ -73,8 +73,8 @@ def test_a_nested_typo_is_named_with_its_line(write):
         (
             "space: {attention: [gqa0]}",
             "run.yaml line 1: space.attention[0] is 'gqa0', expected a percentage like 50%, or a "
-            "variant (attention variant 'gqa0' is unknown; write gqa2, gqa8w1024, groups2, linear or "
-            "noop)",
+            "variant (attention variant 'gqa0' is unknown; write gqa2, gqa8w1024, groups2, linear "
+            "or noop)",
         ),
         ("- 1", "run.yaml line 1: expected `key: value` lines, found [1]"),
         ("a: [1", "run.yaml line 1: not YAML: expected ',' or ']', but got '<stream end>'"),
