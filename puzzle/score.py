@@ -6,8 +6,8 @@ variants on top of it.
 
 What is understated where a block changes the stream much is corrected by the size of the change;
 blocks beyond any second-order score are said to be saturated (settle.py can score them exactly). A
-run
-of layers removed whole is scored the same way, by what enters it and what should leave it.
+run of layers removed whole is scored the same way, by what enters it and what should leave it, and
+by what its layers cost one by one: the one is too low for long runs, the other too high.
 
 Legend: K samples, S sequences, T tokens, D hidden.
 """
@@ -15,7 +15,7 @@ Legend: K samples, S sequences, T tokens, D hidden.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -104,20 +104,29 @@ def removable(space: Sequence[Sequence[Block]], longest: int) -> list[tuple[int,
 
 def scores(run: Run, space: Sequence[Sequence[Block]]) -> Scores:
     """The scores of a space, from the records."""
-    layers = [run.load(records.scores(layer)) for layer in range(len(space))]
-    for layer, (found, blocks) in enumerate(zip(layers, space)):
+    loaded = [run.load(records.scores(layer)) for layer in range(len(space))]
+    for layer, (found, blocks) in enumerate(zip(loaded, space)):
         if missing := [str(block) for block in blocks if str(block) not in found]:
             raise PuzzleError(
                 f"{run.folder} has no score of {missing[0]} in layer {layer} "
                 f"({len(missing)} blocks lack one); run `puzzle search` on it again"
             )
-    return Scores(
-        tuple(
-            {block: Score(**found[str(block)]) for block in blocks}
-            for found, blocks in zip(layers, space)
-        ),
-        {tuple(row.pop("run")): Score(**row) for row in run.load(records.removals())},
+    layers = tuple(
+        {block: Score(**found[str(block)]) for block in blocks}
+        for found, blocks in zip(loaded, space)
     )
+    whole = {tuple(row.pop("run")): Score(**row) for row in run.load(records.removals())}
+    removals = {
+        stretch: _joint(score, [layers[layer][NOTHING] for layer in range(*stretch)])
+        for stretch, score in whole.items()
+    }
+    return Scores(layers, removals)
+
+
+def _joint(whole: Score, alone: Sequence[Score]) -> Score:
+    """The score of a run: the geometric mean of its own as one and the sum of its layers'."""
+    factor = (sum(score.loss for score in alone) / max(whole.loss, TINY)) ** 0.5
+    return replace(whole, loss=factor * whole.loss, std_error=factor * whole.std_error)
 
 
 def score_layer(

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from puzzle import records
 from puzzle import settle as module
+from puzzle.blocks.variant import NOTHING
 from puzzle.budget import load_budget
 from puzzle.choose import choose
 from puzzle.config import load_config
@@ -35,6 +37,17 @@ def menu(library: Library, found: Scores) -> Menu:
     prices = price(shape, "llama", [list(layer) for layer in found.losses], budget)
     removals = {run: score.loss for run, score in found.removals.items()}
     return Menu(found.losses, prices, budget, reference_of(shape, budget), removals)
+
+
+def test_a_run_costs_between_what_it_does_as_one_and_its_layers_one_by_one(
+    library: Library, found: Scores
+) -> None:
+    assert found.removals
+    whole = {tuple(row["run"]): row["loss"] for row in library.run.load(records.removals())}
+    for stretch, score in found.removals.items():
+        alone = sum(found.blocks[layer][NOTHING].loss for layer in range(*stretch))
+        assert score.loss == pytest.approx((whole[stretch] * alone) ** 0.5)
+        assert 0 < score.std_error < score.loss
 
 
 def picked(library: Library, menu: Menu) -> list[Swap]:
