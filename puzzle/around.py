@@ -2,8 +2,13 @@
 
 The target stays the parent p, the point is the child q, so KL(p || q) has a first-order term. With
 d the change a block makes to the child's stream after its layer, g1 the gradient of KL(p || q)
-there and g the Fisher gradients of labels drawn from q, a block scores `g1.d + 1/2 E (g.d)^2` a
-token. It may be negative: the child gets nearer to the parent. The child's own block scores zero.
+there and g the Fisher gradients of labels drawn from q, a block changes it by about
+`g1.d + 1/2 E (g.d)^2` a token. It may be negative: the child gets nearer to the parent. The child's
+own block scores zero.
+
+Children that have lost a lot are far from quadratic: the form explodes where gradients are large,
+and the slope promises what the next step of its size would take back. So the curvature is bounded
+by the change of the stream, and what remains is damped by the form itself (benchmarks/LOG.md).
 
 Legend: K samples, S sequences, T tokens, D hidden.
 """
@@ -20,13 +25,14 @@ from torch import nn
 from puzzle import records
 from puzzle.blocks.variant import Block
 from puzzle.export.modeling_puzzle import PuzzleLayer
-from puzzle.fisher import per_token
+from puzzle.fisher import per_token, relative_change
 from puzzle.library import Library
 from puzzle.progress import track
 from puzzle.score import outputs
 from puzzle.swap import Blocks
 from puzzle.trace import backward, forward, head_gradients, kl_gradient
 
+CURVATURE = 3.0  # nats by the relative change of the stream, at most
 MODEL = "child"  # its trace is that of the last child looked around
 
 
@@ -103,9 +109,15 @@ def _score_layer(
     found = {}
     for block, output in outputs(child.library, layer, blocks, enter):
         change = output - leave
-        slope = (first * change.float()).sum(-1).mean()
-        found[block] = float(slope + per_token(samples, change).mean())
+        slope = float((first * change.float()).sum(-1).mean())
+        form = float(per_token(samples, change).mean())
+        found[block] = damped(slope, form, relative_change(change, leave))
     return {**found, child.blocks[layer]: 0.0}
+
+
+def damped(slope: float, form: float, change: float) -> float:
+    """The change of the KL to expect, from its two orders and the relative change of the stream."""
+    return (slope + min(form, CURVATURE * change)) / (1 + form)
 
 
 def _stream(child: Child, layer: int) -> torch.Tensor:

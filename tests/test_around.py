@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from puzzle import records
-from puzzle.around import MODEL, Child, around
+from puzzle.around import MODEL, Child, around, damped
 from puzzle.blocks.variant import Block
 from puzzle.library import Library
 from puzzle.measure import measure
@@ -33,8 +33,15 @@ def test_a_score_is_the_change_of_the_childs_kl(library: Library) -> None:
     ]
     predicted, true = map(torch.tensor, zip(*pairs))
     assert min(true) < 0 < max(true)
-    assert float((predicted - true).norm() / true.norm()) < 0.4
+    assert float((predicted - true).norm() / true.norm()) < 0.45
     assert all(losses[layer][block] == 0 for layer, block in enumerate(CENTER))
+
+
+def test_scores_are_of_second_order_nearby_and_bounded_far_away() -> None:
+    near = [damped(-1e-3 * size, 2e-3 * size**2, 1e-1 * size**2) for size in (1e-1, 1e-2)]
+    assert near == pytest.approx([-1e-4 + 2e-5, -1e-5 + 2e-7], rel=1e-4)
+    assert damped(-0.3, 1e4, 0.05) == pytest.approx(0, abs=1e-3)
+    assert damped(0.1, 1e4, 2e4) < 1.1
 
 
 def test_the_first_order_is_the_gradient_of_the_kl(library: Library) -> None:
