@@ -24,7 +24,7 @@ SPACE = Space(
     attention=("gqa3", "groups2", "groups1", "gqa1", "linear", "noop"),
     ffn=(*(f"ffn{width}" for width in throughput_cpu.FFN), "linear", "noop"),
 )
-FINALISTS, ROUNDS = 16, 6
+FINALISTS, ROUNDS = 16, 4
 
 
 def cpu_budget(name: str, limits: dict[str, Any]) -> Budget:
