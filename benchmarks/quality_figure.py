@@ -20,8 +20,8 @@ def draw(rows: Sequence[dict[str, Any]]) -> None:
     panels = [panel for panel in PANELS if any(row["of"] == panel[0] for row in rows)]
     figure = Figure(figsize=(5.5 * len(panels), 4.2), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    methods = sorted({row["method"] for row in rows})
     for axis, (of, share) in zip(axes, panels):
-        methods = list(dict.fromkeys(row["method"] for row in rows if row["of"] == of))
         for mark, method in zip(MARKS, methods):
             for tokens in (0, *{row["healed_tokens"] for row in rows if row["healed_tokens"]}):
                 points = sorted(
