@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import torch
 
+from .kind import AttentionVariant
 from .own import OwnVariant
-from .variant import GQA, AttentionVariant, Groups, NoOp
+from .variant import GQA, Groups, NoOp
 
 Weights = dict[str, torch.Tensor]
 NORM = "input_layernorm."

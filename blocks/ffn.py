@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import torch
 
+from .kind import FFNVariant
 from .own import OwnVariant
-from .variant import FFN, FFNVariant, MoE, NoOp
+from .variant import FFN, MoE, NoOp
 
 Weights = dict[str, torch.Tensor]
 NORM = "post_attention_layernorm."

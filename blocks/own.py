@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from .variant import AttentionVariant, FFNVariant
+from .kind import AttentionVariant, FFNVariant
 
 
 @dataclass(frozen=True)

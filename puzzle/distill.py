@@ -5,12 +5,11 @@ is trained with the parent's FFN frozen behind it, an FFN variant with the paren
 frozen before it, and halves are composed afterwards: m + n trainings a layer instead of m n.
 Coupled, for a space narrowed by a first search, composed blocks are trained whole from there.
 
-Each half starts from the parent's weights (sliced, pooled or multiplied, by every measure of
-what is important), has its last matrix refit in closed form, and is trained from the best of
-these. Better is judged by the Fisher
-score on the scoring split, also while training: a variant stops where it no longer improves, and
-none ends worse than it began. All variants of a layer learn from the same batches of the same
-streams.
+Each half starts from the parent's weights (sliced, pooled or multiplied, by every measure of what
+is important), has its last matrix refit in closed form, and is trained from the best of these.
+Better is judged by the Fisher score on the scoring split, also while training: a variant stops
+where it no longer improves, and none ends worse than it began. All variants of a layer learn from
+the same batches of the same streams.
 """
 
 from __future__ import annotations

@@ -21,9 +21,10 @@ from torch.nn import functional as F
 from puzzle import records
 from puzzle.blocks.attention import initial_attention, keep_groups
 from puzzle.blocks.ffn import initial_ffn, kept_channels
+from puzzle.blocks.kind import AttentionVariant
 from puzzle.blocks.moe import expert_contributions
 from puzzle.blocks.refit import NormalEquations, Tokens, token_weights
-from puzzle.blocks.variant import FFN, GQA, AttentionVariant, Block, Groups, MoE, NoOp
+from puzzle.blocks.variant import FFN, GQA, Block, Groups, MoE, NoOp
 from puzzle.config import Loss
 from puzzle.export.modeling_puzzle import PuzzleLayer
 from puzzle.fisher import corrected, per_token, relative_change
@@ -194,18 +195,28 @@ class Lesson:
         }
         return {n: i.argsort(descending=True, stable=True) for n, i in importance.items()}
 
-    @torch.no_grad()
     def _channel_scores(self, down_DF: torch.Tensor) -> torch.Tensor:
-        module = self.built(*self._own_ffn)
-        matrix, scores_F, first = module.get_submodule("mlp.down_proj"), torch.zeros(()), 0
+        pushes = self._pushes(*self._own_ffn, down_DF)
+        return torch.stack([push_NF.square().sum(dim=0) for push_NF in pushes]).sum(dim=0)
+
+    @torch.no_grad()
+    def _pushes(
+        self, half: Block, weights: Weights, last_DF: torch.Tensor
+    ) -> Iterator[torch.Tensor]:
+        """`x_k g . W[:, k]` of what enters a half's last matrix W [N, F], a sample at a time.
+
+        It is what each feature alone adds to the log-probability of a label, to first order, on
+        the streams that judge.
+        """
+        module, first = self.built(half, weights), 0
+        name = _last_matrix(weights)
+        assert name is not None
         for streams in self.judge.batches():
-            x_NF = self._input_of(module, matrix, streams)
-            last = first + len(streams.enter)
-            for g_STD in self.gradient[:, first:last]:
-                pushed_NF = g_STD.float().flatten(0, 1) @ down_DF
-                scores_F = scores_F + (x_NF * pushed_NF).square().sum(dim=0)
-            first = last
-        return scores_F
+            x_NF = self._input_of(module, module.get_submodule(name), streams)
+            stop = first + len(streams.enter)
+            for g_STD in self.gradient[:, first:stop]:
+                yield x_NF * (g_STD.float().flatten(0, 1) @ last_DF)
+            first = stop
 
     @cached_property
     @torch.no_grad()
@@ -215,24 +226,16 @@ class Lesson:
         `contribution`: the weighted energy that they write into the stream. `fisher`: the Fisher
         score of removing them, `E (sum_h x_h g . W_o[:, h])^2`.
         """
-        half = Block(self.block.attention, NoOp())
+        half, size = Block(self.block.attention, NoOp()), self.parent.shape.head_dim
         weights = own_half(self.weights, half)
+        output_DF = weights["self_attn.o_proj.weight"].float()
         equations, _ = self._statistics(half, weights)
-        output_DF, head_dim = (
-            weights["self_attn.o_proj.weight"].double(),
-            self.parent.shape.head_dim,
-        )
-        energy_FF = equations.gram * (output_DF.T @ output_DF)
-        energy = energy_FF.unflatten(1, (-1, head_dim)).sum(2).unflatten(0, (-1, head_dim)).sum(1)
-        module, fisher, first = self.built(half, weights), torch.zeros_like(energy), 0
-        for streams in self.judge.batches():
-            x_NF = self._input_of(module, module.get_submodule("self_attn.o_proj"), streams)
-            last = first + len(streams.enter)
-            for g_STD in self.gradient[:, first:last]:
-                pushed_NF = x_NF * (g_STD.float().flatten(0, 1) @ output_DF.float())
-                pushed_NH = pushed_NF.unflatten(1, (-1, head_dim)).sum(2).double()
-                fisher += pushed_NH.T @ pushed_NH
-            first = last
+        energy_FF = equations.gram * (output_DF.T @ output_DF).double()
+        energy = energy_FF.unflatten(1, (-1, size)).sum(2).unflatten(0, (-1, size)).sum(1)
+        fisher = torch.zeros_like(energy)
+        for push_NF in self._pushes(half, weights, output_DF):
+            push_NH = push_NF.unflatten(1, (-1, size)).sum(2).double()
+            fisher += push_NH.T @ push_NH
         return {"contribution": energy.float(), "fisher": fisher.float()}
 
     @cached_property

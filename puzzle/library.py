@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from puzzle import records
-from puzzle.blocks.variant import NOTHING, AttentionVariant, Block, FFNVariant, NoOp
+from puzzle.blocks.kind import AttentionVariant, FFNVariant
+from puzzle.blocks.variant import NOTHING, Block, NoOp
 from puzzle.export.modeling_puzzle import PuzzleLayer
 from puzzle.modules import Weights, build_layer
 from puzzle.parent import Parent

@@ -5,17 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from puzzle.blocks.variant import (
-    FFN,
-    GQA,
-    WIDTH_STEP,
-    AttentionVariant,
-    Block,
-    FFNVariant,
-    Groups,
-    LinearMap,
-    NoOp,
-)
+from puzzle.blocks.kind import AttentionVariant, FFNVariant
+from puzzle.blocks.variant import FFN, GQA, WIDTH_STEP, Block, Groups, LinearMap, NoOp
 from puzzle.errors import PuzzleError
 
 MODEL_TYPE = "nemotron-nas"

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from puzzle import nemotron_nas
+from puzzle.blocks.kind import AttentionVariant, FFNVariant
 from puzzle.blocks.sizes import Sizes
-from puzzle.blocks.variant import FFN, GQA, AttentionVariant, Block, FFNVariant, MoE
+from puzzle.blocks.variant import FFN, GQA, Block, MoE
 from puzzle.errors import PuzzleError
 
 Config = Mapping[str, Any]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
-from puzzle.blocks.variant import GQA, Block, Variant, parse_attention, parse_ffn
+from puzzle.blocks.kind import Variant
+from puzzle.blocks.variant import GQA, Block, parse_attention, parse_ffn
 from puzzle.config import Space
 from puzzle.errors import PuzzleError
 from puzzle.export.targets import Target, refusal
@@ -23,9 +24,9 @@ def layer_blocks(
 
     Percentages are of the parent's KV heads (where they divide), of its groups of heads (rounded),
     of its experts, and of its FFN width (rounded to the serving format's step where the parent is
-    wide enough). What the target
-    engine cannot load is left out, and what other layers of the parent have: experts of a layer
-    with a dense FFN, or the reverse. Layers in `space.keep` have no choice.
+    wide enough). What the target engine cannot load is left out, and what other layers of the
+    parent have: experts of a layer with a dense FFN, or the reverse. Layers in `space.keep` have no
+    choice.
 
     Raises:
         PuzzleError: a kept layer that does not exist, a variant the parent cannot give.

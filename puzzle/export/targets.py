@@ -14,15 +14,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from puzzle.blocks.variant import (
-    FFN,
-    WIDTH_STEP,
-    AttentionVariant,
-    Block,
-    Groups,
-    LinearMap,
-    NoOp,
-)
+from puzzle.blocks.kind import AttentionVariant
+from puzzle.blocks.variant import FFN, WIDTH_STEP, Block, Groups, LinearMap, NoOp
 from puzzle.errors import PuzzleError
 from puzzle.strict_yaml import did_you_mean
 

@@ -16,8 +16,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from puzzle.blocks.kind import AttentionVariant, FFNVariant
 from puzzle.blocks.sizes import Matrix
-from puzzle.blocks.variant import GQA, AttentionVariant, Block, FFNVariant, NoOp
+from puzzle.blocks.variant import GQA, Block, NoOp
 from puzzle.budget import Workload
 from puzzle.hardware.cost import NOTHING, Cost
 from puzzle.hardware.devices import (
