@@ -74,6 +74,24 @@ def agreement(reference: Reference, log_q: torch.Tensor) -> torch.Tensor:
 
 
 METRICS: Mapping[str, Metric] = {"kl": kl, "lm_loss": lm_loss, "agreement": agreement}
+WHOLE = slice(None)
+
+
+@dataclass(frozen=True)
+class _Text:
+    """Some sequences of a traced split: token ids [S, T], and the parent's streams [S, T, D]."""
+
+    library: Library
+    split: str
+    part: slice
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        return self.library.run.load_tensors(records.tokens(self.split))["tokens"][self.part]
+
+    def stream(self, layer: int) -> torch.Tensor:
+        name = records.hidden(self.split, layer)
+        return self.library.run.load_tensors(name)["h"][self.part]
 
 
 @torch.no_grad()
@@ -82,31 +100,31 @@ def measure(
     children: Sequence[Blocks],
     metrics: Mapping[str, Metric] = METRICS,
     split: str = "scoring",
+    part: slice = WHOLE,
 ) -> Iterator[tuple[Blocks, Values]]:
     """Each distinct child with what it is worth on a traced split, as its group is done.
 
     Args:
         metrics: name -> a function of the reference and the child's log-probabilities.
+        part: the sequences of the split that are run.
     """
-    own = library.parent.blocks
+    own, text = library.parent.blocks, _Text(library, split, part)
     waiting = sorted(dict.fromkeys(children), key=lambda child: _start(own, child))
-    enter = _traced(library, split, 0)
+    enter = text.stream(0)
     size = max(1, GROUP_BYTES // (enter.numel() * enter.element_size()))
     for first in range(0, len(waiting), size):
         group = waiting[first : first + size]
-        streams = _carry(library, group, split)
-        found = _compare(library, [streams[child] for child in group], metrics, split)
+        streams = _carry(text, group)
+        found = _compare(text, [streams[child] for child in group], metrics)
         yield from zip(group, found)
 
 
 @torch.no_grad()
 def kl_of(library: Library, model: nn.Module) -> float:
     """KL(parent || model) per token of a whole model on the traced scoring text."""
-    head = library.parent.head()
-    tokens_ST = library.run.load_tensors(records.tokens("scoring"))["tokens"]
-    leave_STD = _traced(library, "scoring", len(library.parent.blocks))
+    head, text = library.parent.head(), _Text(library, "scoring", WHOLE)
     kls = []
-    for tokens_T, leave_TD in zip(tokens_ST, leave_STD):
+    for tokens_T, leave_TD in zip(text.tokens, text.stream(len(library.parent.blocks))):
         reference = Reference(tokens_T, _log_probabilities(head, leave_TD))
         logits_TV = model(tokens_T[None], use_cache=False).logits[0]
         kls.append(kl(reference, logits_TV.float().log_softmax(dim=-1)).mean())
@@ -126,11 +144,12 @@ def _start(own: Blocks, child: Blocks) -> int:
     )
 
 
-def _carry(library: Library, children: Sequence[Blocks], split: str) -> dict[Blocks, torch.Tensor]:
+def _carry(text: _Text, children: Sequence[Blocks]) -> dict[Blocks, torch.Tensor]:
     """The stream [S, T, D] each child leaves the last layer with."""
+    library = text.library
     own, layers = library.parent.blocks, len(library.parent.blocks)
     first = min(_start(own, child) for child in children)
-    streams: dict[Blocks, torch.Tensor] = {own[:first]: _traced(library, split, first)}
+    streams: dict[Blocks, torch.Tensor] = {own[:first]: text.stream(first)}
     for layer in track(range(first, layers), "measure"):
         passing: dict[Block, list[Blocks]] = {}
         for prefix in dict.fromkeys(child[: layer + 1] for child in children):
@@ -143,12 +162,8 @@ def _carry(library: Library, children: Sequence[Blocks], split: str) -> dict[Blo
                 prefixes, _forward(library, layer, block, [streams[p[:-1]] for p in prefixes])
             )
         }
-        streams = above | {own[: layer + 1]: _traced(library, split, layer + 1)}
+        streams = above | {own[: layer + 1]: text.stream(layer + 1)}
     return streams
-
-
-def _traced(library: Library, split: str, layer: int) -> torch.Tensor:
-    return library.run.load_tensors(records.hidden(split, layer))["h"]
 
 
 def _forward(
@@ -163,12 +178,11 @@ def _forward(
 
 
 def _compare(
-    library: Library, streams: Sequence[torch.Tensor], metrics: Mapping[str, Metric], split: str
+    text: _Text, streams: Sequence[torch.Tensor], metrics: Mapping[str, Metric]
 ) -> list[Values]:
     """The metrics of each stream that leaves the last layer [S, T, D]."""
-    head = library.parent.head()
-    tokens_ST = library.run.load_tensors(records.tokens(split))["tokens"]
-    leave_STD = _traced(library, split, len(library.parent.blocks))
+    parent = text.library.parent
+    head, tokens_ST, leave_STD = parent.head(), text.tokens, text.stream(len(parent.blocks))
     rows: list[dict[str, list[torch.Tensor]]] = [{name: [] for name in metrics} for _ in streams]
     for sequence in track(range(len(leave_STD)), "compare"):
         reference = Reference(tokens_ST[sequence], _log_probabilities(head, leave_STD[sequence]))
