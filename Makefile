@@ -19,7 +19,7 @@ demo: $(RUN)
 	$(BIN)/puzzle search --budget h100-1gpu
 
 test: $(DEV)
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 check: $(DEV) types
 	$(BIN)/ruff check .

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import throughput_cpu
-from scoring_bench import MODEL, SAMPLES, Bench
+from scoring_bench import MODEL, Bench, Scale, fisher
 
 from puzzle.budget import Budget
 from puzzle.choose import choose
@@ -24,7 +25,15 @@ SPACE = Space(
     attention=("gqa3", "groups2", "groups1", "gqa1", "linear", "noop"),
     ffn=(*(f"ffn{width}" for width in throughput_cpu.FFN), "linear", "noop"),
 )
+SCALE = Scale(length=384, scoring=21 * 384, samples=4)
 FINALISTS, ROUNDS = 16, 4
+
+
+def scored(work: Path) -> Bench:
+    """The library of this space with its scores."""
+    bench = Bench(work, SPACE, SCALE)
+    fisher(bench)
+    return bench
 
 
 def cpu_budget(name: str, limits: dict[str, Any]) -> Budget:
@@ -54,7 +63,7 @@ def searched(bench: Bench, menu: Menu) -> Choice:
 
     def best() -> dict[str, Any]:
         first = trial(bench.library, choose(menu, FINALISTS))[0]
-        later = further(bench.library, menu, first, ROUNDS, Scoring(samples=SAMPLES))
+        later = further(bench.library, menu, first, ROUNDS, Scoring(samples=bench.scale.samples))
         return [first, *later][-1].as_record()
 
     inputs = fingerprint(menu.digest(), FINALISTS, ROUNDS)

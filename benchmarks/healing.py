@@ -23,9 +23,9 @@ from typing import Any
 
 import record
 import torch
-from cpu_menu import SPACE, cpu_budget, cpu_menu, searched
+from cpu_menu import cpu_budget, cpu_menu, scored, searched
 from healing_trainer import compared
-from scoring_bench import MODEL, Bench, fisher
+from scoring_bench import MODEL
 
 from puzzle import corpus, records
 from puzzle.assemble import assemble, from_weights
@@ -55,8 +55,7 @@ class Clinic:
     """The library in bfloat16, the text to learn from, and what every model is examined on."""
 
     def __init__(self, work: Path) -> None:
-        self.bench = Bench(work, SPACE)
-        fisher(self.bench)
+        self.bench = scored(work)
         self.run, self.parent = self.bench.run, open_parent(str(MODEL), "bfloat16")
         self.library = Library(self.run, self.parent)
         self.teacher = assemble(self.library, self.parent.blocks)

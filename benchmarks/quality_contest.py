@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cpu_menu import SPACE, cpu_budget, cpu_menu
-from scoring_bench import Bench, fisher
+from cpu_menu import cpu_budget, cpu_menu, scored
 from throughput_cpu import WORK, generate
 
 from puzzle import corpus
@@ -72,8 +71,7 @@ class Contest:
     """What all entrants share."""
 
     def __init__(self, work: Path) -> None:
-        self.bench = Bench(work, SPACE)
-        fisher(self.bench)
+        self.bench = scored(work)
         self.run, self.parent, self.library = self.bench.run, self.bench.parent, self.bench.library
         self.items = corpus.accuracy_items()[ASKED]
 

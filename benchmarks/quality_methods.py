@@ -13,11 +13,13 @@ from functools import partial
 from typing import Any
 
 import peers
-from cpu_menu import FINALISTS, searched
+import torch
+from cpu_menu import FINALISTS, SCALE, searched
 from quality_contest import Contest, Entry, Goal
 from safetensors.torch import save_file
 from scoring_bench import MODEL
 
+from puzzle import corpus
 from puzzle.assemble import assemble, from_weights
 from puzzle.baselines.extremes import max_parameters, noop_only
 from puzzle.baselines.greedy import greedy, random_child
@@ -38,7 +40,7 @@ from puzzle.parent import open_parent
 from puzzle.run import Run, fingerprint
 from puzzle.trial import trial
 
-PEER_SEQUENCES = 4  # of the calibration text, that other packages take gradients and activations on
+PEER_SEQUENCES = 8  # of the calibration text, that other packages take gradients and activations on
 JUDGED = 6  # Minitron's cuts of a kind that are measured
 SLACK = 1.02  # of a goal, that sizes which come in steps may overshoot
 
@@ -96,7 +98,7 @@ def minitron(contest: Contest, goal: Goal) -> Entry:
     split["lesson"] = texts["calibration"]
     run, parent = Run(contest.run.folder / "minitron"), contest.parent
     config = Config.model_validate(
-        {"model": str(MODEL), "prune": {"depth": "influence"}, "sequence_length": 768}
+        {"model": str(MODEL), "prune": {"depth": "influence"}, "sequence_length": SCALE.length}
     )
     shop = Workshop.open(run, parent, contest.teacher, split, config)
     whole = Cut.whole(parent.shape)
@@ -170,7 +172,9 @@ class Peer:
             return sorted(kls)
 
         name = f"bench/quality/peers/{goal}.{self.package}"
-        asked = fingerprint(peers.VERSIONS[self.package], *self.settings, goal.budget.model_dump())
+        texts = [self._text(contest), contest.bench.texts["scoring"]]
+        made = peers.VERSIONS[self.package], *self.settings, goal.budget.model_dump()
+        asked = fingerprint(*made, *map(corpus.digest, texts))
         (_, best), *_ = contest.run.remember(name, asked, tried)
         return self._entry(contest, goal, best)
 
@@ -181,12 +185,13 @@ class Peer:
         share, cut = sized
         folder = (contest.run.folder / "peers").absolute()
         out = folder / f"{goal}.{self.package}.{setting}"
-        inputs = fingerprint(self.package, peers.VERSIONS[self.package], setting, share)
+        text = self._text(contest)
+        made = self.package, peers.VERSIONS[self.package], setting, share
+        inputs = fingerprint(*made, corpus.digest(text))
 
         def prune() -> dict[str, Any]:
             folder.mkdir(parents=True, exist_ok=True)
             tokens = folder / f"{out.name}.tokens"
-            text = contest.bench.texts["calibration"][:PEER_SEQUENCES]
             save_file({"tokens": text.contiguous()}, tokens)
             task = {
                 "method": self.package,
@@ -212,6 +217,10 @@ class Peer:
             contest.size(goal, cut),
             layers=tuple(found["kept_layers"]),
         )
+
+    @staticmethod
+    def _text(contest: Contest) -> torch.Tensor:
+        return contest.bench.texts["calibration"][:PEER_SEQUENCES]
 
     def _sized(self, contest: Contest, goal: Goal, setting: str) -> tuple[float, Cut] | None:
         """The smallest share in thousandths that keeps the goal, and its cut; None if none does."""

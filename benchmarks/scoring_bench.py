@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ ROOT = Path(__file__).parents[1]
 MODEL = ROOT / "checkpoints" / "smollm2-135m"
 WEB = ROOT / "checkpoints" / "web" / "web.jsonl"
 LENGTH = 768  # longer than the longest window of the space
-TOKENS = {"calibration": 21 * LENGTH, "scoring": 4 * LENGTH, "evaluation": 22 * LENGTH}
+CALIBRATION, EVALUATION = 21 * LENGTH, 22 * LENGTH  # tokens
 SAMPLES = 8
 LONGEST = 8  # layers in a row removed as one
 SAMPLED = 150  # blocks that are scored exactly
@@ -56,32 +56,48 @@ SPACE = Space(
 )
 
 
-def texts(parent: Parent, work: Path) -> dict[str, torch.Tensor]:
+@dataclass(frozen=True)
+class Scale:
+    """How much scoring text there is, in sequences of which length, and sets of drawn labels.
+
+    Calibration text is in sequences of the same length; evaluation text is always the same.
+    """
+
+    length: int = LENGTH
+    scoring: int = 4 * LENGTH
+    samples: int = SAMPLES
+
+
+def texts(parent: Parent, work: Path, scale: Scale) -> dict[str, torch.Tensor]:
     """Token ids [S, T] by split: calibration from the embedded corpus, the rest from the web."""
     lines = WEB.read_text(encoding="utf-8").splitlines(keepends=True)
-    found = {"calibration": _tokens("embedded", parent, "calibration")}
-    for part, split in enumerate(("scoring", "evaluation")):
+
+    def tokens(source: str, length: int, count: int) -> torch.Tensor:
+        counts = {"calibration": count}  # of the source's documents, the largest part
+        return corpus.splits(source, parent.tokenizer, length=length, tokens=counts, seed=0)[
+            "calibration"
+        ]
+
+    def web(split: str, part: int, length: int, count: int) -> torch.Tensor:
         path = work / f"web-{split}.jsonl"
         path.write_text("".join(lines[part::2]), encoding="utf-8")
-        found[split] = _tokens(str(path), parent, split)
-    return found
+        return tokens(str(path), length, count)
 
-
-def _tokens(source: str, parent: Parent, split: str) -> torch.Tensor:
-    counts = {"calibration": TOKENS[split]}  # of the source's documents, the largest part
-    return corpus.splits(source, parent.tokenizer, length=LENGTH, tokens=counts, seed=0)[
-        "calibration"
-    ]
+    return {
+        "calibration": tokens("embedded", scale.length, CALIBRATION),
+        "scoring": web("scoring", 0, scale.length, scale.scoring),
+        "evaluation": web("evaluation", 1, LENGTH, EVALUATION),
+    }
 
 
 class Bench:
     """The library and its space, and a place for what each step found."""
 
-    def __init__(self, work: Path, space: Space = SPACE) -> None:
+    def __init__(self, work: Path, space: Space = SPACE, scale: Scale = Scale()) -> None:
         self.run, self.parent = Run(work), open_parent(str(MODEL))
-        self.space = layer_blocks(self.parent.blocks, space, "hf")
-        self.texts = texts(self.parent, work)
-        draws = {"samples": SAMPLES, "seed": 0}
+        self.space, self.scale = layer_blocks(self.parent.blocks, space, "hf"), scale
+        self.texts = texts(self.parent, work, scale)
+        draws = {"samples": scale.samples, "seed": 0}
         traced = trace_print(self.parent, self.texts["scoring"], **draws)
         (window,) = windows(self.texts, self.parent, Config(), traced)
         splits = {"scoring": self.texts["scoring"], **window.parts}
@@ -253,7 +269,7 @@ def rounds(bench: Bench, throughput: str, count: int) -> list[Choice]:
 
     def make() -> list[dict[str, Any]]:
         first = trial(bench.library, [chosen(bench, throughput, "corrected")])[0]
-        scoring = Scoring(samples=SAMPLES)
+        scoring = Scoring(samples=bench.scale.samples)
         later = further(bench.library, made["corrected"], first, count, scoring)
         return [choice.as_record() for choice in (first, *later)]
 

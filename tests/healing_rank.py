@@ -1,6 +1,8 @@
-"""One rank of a healing under torchrun: `healing_rank.py RUN MODEL OPTIONS [DIES_AT]`.
+"""One rank of healings under torchrun, one after another: `healing_rank.py JOBS`.
 
-Writes what it saw into RUN/seen<rank>.json: the classes of parameters and the healed bits.
+JOBS is a JSON list of objects: the `run` directory, the `model` to heal, the `options` of healing,
+and at which step it `dies`, null for never. Writes what it saw into seen<rank>.json of the run: the
+classes of parameters and the healed bits.
 """
 
 from __future__ import annotations
@@ -26,13 +28,10 @@ from puzzle.training import Progress, Texts
 EVERY_S = 0.0
 
 
-def main() -> None:
+def healed_copy(job: dict[str, Any]) -> None:
     """Heal a damaged copy of a model from the model itself."""
-    folder, model, options, *dies_at = sys.argv[1:]
-    torch.set_num_threads(1)
-    checkpoints.EVERY_S = EVERY_S
-    parent = open_parent(model)
-    run = Run(folder)
+    parent = open_parent(job["model"])
+    run, folder = Run(job["run"]), Path(job["run"])
     teacher = assemble(Library(run, parent), parent.blocks)
     child = assemble(Library(run, parent), parent.blocks)
     draw = torch.Generator().manual_seed(0)
@@ -45,20 +44,23 @@ def main() -> None:
         parameters = list(progress.student.parameters())
         seen["kinds"] = sorted({type(p).__name__ for p in parameters})
         seen["losses"].append(progress.losses)
-        if dies_at and progress.step == int(dies_at[0]):
+        if progress.step == job["dies"]:
             sys.exit(3)
 
     course = Course(run, "children/b/healed", "inputs")
     texts = Texts(tokens[:12], tokens[12:])
-    healed = heal(course, child, teacher, texts, Heal.model_validate_json(options), watch=watch)
+    healed = heal(course, child, teacher, texts, Heal.model_validate(job["options"]), watch=watch)
     digest = hashlib.sha256()
     for name in sorted(healed):
         digest.update(healed[name].numpy().tobytes())
-    (Path(folder) / f"seen{here().rank}.json").write_text(
+    (folder / f"seen{here().rank}.json").write_text(
         json.dumps({**seen, "digest": digest.hexdigest()})
     )
     here().barrier()
 
 
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)
+    checkpoints.EVERY_S = EVERY_S
+    for job in json.loads(sys.argv[1]):
+        healed_copy(job)

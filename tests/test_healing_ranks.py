@@ -22,17 +22,27 @@ SCRIPT = Path(__file__).with_name("healing_rank.py")
 OPTIONS = Heal(tokens=12 * 120, batch_tokens=120, learning_rate=3e-3, lm=0.3, checks=3)
 
 
-def healing(
-    ranks: int, folder: Path, model: Path, options: Heal = OPTIONS, *, dies_at: int | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run a healing in processes of its own."""
+Jobs = list[dict[str, Any]]
+# family, changes of the options, and how near two ranks come to one
+CASES = {
+    "llama": ("llama", {}, 1e-5),
+    "tied": ("llama-tied", {}, 1e-3),  # the slopes of its key biases are next to nothing
+    "mixture, recomputed": ("mixtral", {"recompute": True}, 1e-4),
+    "bfloat16": ("llama", {"dtype": "bfloat16"}, 2e-2),
+}
+
+
+def job(folder: Path, model: Path, options: Heal = OPTIONS, dies: int | None = None) -> Jobs:
+    """One healing."""
+    asked = options.model_dump(mode="json")
+    return [{"run": str(folder), "model": str(model), "options": asked, "dies": dies}]
+
+
+def healing(ranks: int, jobs: Jobs) -> subprocess.CompletedProcess[str]:
+    """Run healings in processes of their own."""
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--standalone"]
-    words = [str(folder), str(model), options.model_dump_json()]
-    words += [] if dies_at is None else [str(dies_at)]
-    command = [sys.executable, *(launch if ranks > 1 else []), str(SCRIPT), *words]
-    return subprocess.run(
-        command, capture_output=True, text=True, check=dies_at is None, timeout=300
-    )
+    command = [sys.executable, *(launch if ranks > 1 else []), str(SCRIPT), json.dumps(jobs)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
 def seen(folder: Path, rank: int) -> dict[str, Any]:
@@ -46,32 +56,29 @@ def healed(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "children" / "b" / "healed.safetensors")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("family", "changes", "atol"),
-    [
-        ("llama", {}, 1e-5),
-        ("llama-tied", {}, 1e-3),  # the slopes of its key biases are next to nothing
-        ("mixtral", {"recompute": True}, 1e-4),
-        ("llama", {"dtype": "bfloat16"}, 2e-2),
-    ],
-)
-def test_two_ranks_heal_as_one(
-    family: str,
-    changes: dict[str, Any],
-    atol: float,
-    checkpoints: dict[str, Path],
-    tmp_path: Path,
-) -> None:
-    options = OPTIONS.model_copy(update=changes)
+@pytest.fixture(scope="module")
+def all_cases(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every case healed by one rank and by two, in a folder of its name and their number."""
+    root = tmp_path_factory.mktemp("cases")
     for ranks in (1, 2):
-        healing(ranks, tmp_path / str(ranks), checkpoints[family], options)
-    alone, *both = seen(tmp_path / "1", 0), *(seen(tmp_path / "2", rank) for rank in range(2))
+        jobs: Jobs = []
+        for name, (family, changes, _) in CASES.items():
+            options = OPTIONS.model_copy(update=changes)
+            jobs += job(root / name / str(ranks), checkpoints[family], options)
+        healing(ranks, jobs).check_returncode()
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_heal_as_one(name: str, all_cases: Path) -> None:
+    folder, (_, _, atol) = all_cases / name, CASES[name]
+    alone, *both = seen(folder / "1", 0), *(seen(folder / "2", rank) for rank in range(2))
     assert [each["kinds"] for each in (alone, *both)] == [["Parameter"], ["DTensor"], ["DTensor"]]
     assert both[0] == both[1]
     for one, two in zip(alone["losses"], both[0]["losses"]):
         assert two == pytest.approx(one, rel=20 * atol)
-    one, two = healed(tmp_path / "1"), healed(tmp_path / "2")
+    one, two = healed(folder / "1"), healed(folder / "2")
     assert one.keys() == two.keys()
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=atol)
@@ -81,7 +88,7 @@ def test_two_ranks_heal_as_one(
 def whole(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two ranks, undisturbed."""
     folder = tmp_path_factory.mktemp("healing") / "whole"
-    healing(2, folder, checkpoints["llama"])
+    healing(2, job(folder, checkpoints["llama"])).check_returncode()
     return folder
 
 
@@ -89,7 +96,7 @@ def whole(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 def killed(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two ranks that died at the eighth of twelve steps."""
     folder = tmp_path_factory.mktemp("healing") / "killed"
-    assert healing(2, folder, checkpoints["llama"], dies_at=8).returncode
+    assert healing(2, job(folder, checkpoints["llama"], dies=8)).returncode
     run = Run(folder)
     assert len(run.load(f"{Checkpoints(run, 'children/b/healed.part', '').folder}/losses")) == 7
     return folder
@@ -103,7 +110,7 @@ def test_a_killed_healing_of_two_ranks_goes_on(
     """To the same bits with as many ranks, within tolerance with another number."""
     resumed = tmp_path / "resumed"
     shutil.copytree(killed, resumed)
-    healing(ranks, resumed, checkpoints["llama"])
+    healing(ranks, job(resumed, checkpoints["llama"])).check_returncode()
     assert len(seen(resumed, 0)["losses"]) == 12 - 7
     one, two = healed(whole), healed(resumed)
     for name, tensor in one.items():

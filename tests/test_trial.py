@@ -74,7 +74,9 @@ def test_what_fell_out_has_what_it_had_and_what_the_winner_has_more(
     seen = set()
     for choice in found:
         own = full[choice.blocks]["kl"]
-        estimates = torch.stack([own[:end].mean() + best.mean() - best[:end].mean() for end in ends])
+        estimates = torch.stack(
+            [own[:end].mean() + best.mean() - best[:end].mean() for end in ends]
+        )
         gaps = (estimates - choice.measured_kl).abs()
         assert gaps.min() < 1e-5
         seen.add(int(gaps.argmin()))
