@@ -17,6 +17,7 @@ from puzzle import harness
 from puzzle.assemble import assemble
 from puzzle.compare import Comparison
 from puzzle.comparison import Cell
+from puzzle.corpus import accuracy_items
 from puzzle.errors import PuzzleError
 from puzzle.evaluate import Reading, evaluate
 from puzzle.generation import continuations
@@ -103,8 +104,10 @@ def test_lengths_beyond_the_parents_positions_are_left_out_with_a_sentence(
 
 
 def test_two_checkpoints_are_compared_token_by_token(
-    tiny_parent: str, other: str, tmp_path: Path
+    tiny_parent: str, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    questions = accuracy_items()[:50]
+    monkeypatch.setattr("puzzle.corpus.accuracy_items", lambda: questions)
     found = puzzle_evaluate(other, parent=tiny_parent, lengths=[], out=tmp_path / "run")
     same = puzzle_evaluate(tiny_parent, parent=tiny_parent, lengths=[], out=tmp_path / "same")
     assert found.cells["KL to the parent"]["child"].value > 0.001

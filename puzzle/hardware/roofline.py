@@ -203,10 +203,14 @@ def model_cost(
     shape: Shape, blocks: Iterable[Block], *, workload: Workload, batch: int, device: Device
 ) -> Cost:
     """Cost of the whole model whose layers hold `blocks`."""
-    total = outside_cost(shape, workload=workload, batch=batch, device=device)
-    for block in blocks:
-        total += block_cost(shape, block, workload=workload, batch=batch, device=device)
-    return total
+
+    def cost(block: Block) -> Cost:
+        return block_cost(shape, block, workload=workload, batch=batch, device=device)
+
+    outside = outside_cost(shape, workload=workload, batch=batch, device=device)
+    held = list(blocks)
+    each = {block: cost(block) for block in set(held)}
+    return sum((each[block] for block in held), outside)
 
 
 def kv_bytes_per_sequence(shape: Shape, variant: AttentionVariant, workload: Workload) -> int:
