@@ -25,7 +25,7 @@ import record
 import torch
 from cpu_menu import cpu_budget, cpu_menu, scored, searched
 from healing_trainer import compared
-from scoring_bench import MODEL
+from scoring_bench import DTYPE, MODEL
 
 from puzzle import corpus, records
 from puzzle.assemble import assemble, from_weights
@@ -52,11 +52,11 @@ Rows = list[dict[str, Any]]
 
 
 class Clinic:
-    """The library in bfloat16, the text to learn from, and what every model is examined on."""
+    """The library in `DTYPE`, the text to learn from, and what every model is examined on."""
 
     def __init__(self, work: Path) -> None:
         self.bench = scored(work)
-        self.run, self.parent = self.bench.run, open_parent(str(MODEL), "bfloat16")
+        self.run, self.parent = self.bench.run, open_parent(str(MODEL), DTYPE)
         self.library = Library(self.run, self.parent)
         self.teacher = assemble(self.library, self.parent.blocks)
         self.unseen = self.bench.texts["evaluation"]
@@ -102,7 +102,7 @@ def healed(clinic: Clinic, time: str, loss: str) -> tuple[dict[str, float], Rows
     found = {0: clinic.examined(f"{time}.before", fingerprint(blocks), child)}
 
     def examine(tokens: int, student: PuzzleForCausalLM) -> None:
-        weights = {n: p.detach().to(torch.bfloat16) for n, p in student.named_parameters()}
+        weights = {n: p.detach().to(clinic.parent.dtype) for n, p in student.named_parameters()}
         model = from_weights(clinic.library, choice.blocks, weights)
         clinic.examined(f"{name}.{tokens}", inputs, model)
 

@@ -161,7 +161,7 @@ class DenseTime:
     """Time of a dense cut: so much a parameter outside the layers, a layer, and one in a layer."""
 
     whole: Cut
-    seconds: np.ndarray[Any, Any]  # of each feature, in units of the parent's time
+    weights: np.ndarray[Any, Any]  # of each feature: the share of the parent's time it takes
     error: float  # the largest relative one of the cuts it was fitted to
 
     @classmethod
@@ -169,13 +169,13 @@ class DenseTime:
         """Least squares of relative errors; the parent counts as one of the cuts."""
         rows = np.array([cls._features(whole, cut) for cut in [whole, *cuts]])
         times = np.array([1.0, *shares])
-        seconds, *_ = np.linalg.lstsq(rows / times[:, None], np.ones(len(times)), rcond=None)
-        return cls(whole, seconds, float(np.abs(rows @ seconds / times - 1).max()))
+        weights, *_ = np.linalg.lstsq(rows / times[:, None], np.ones(len(times)), rcond=None)
+        return cls(whole, weights, float(np.abs(rows @ weights / times - 1).max()))
 
     def share(self, cut: Cut) -> float:
         """Of the parent's time."""
         own, parent = (
-            self._features(self.whole, each) @ self.seconds for each in (cut, self.whole)
+            self._features(self.whole, each) @ self.weights for each in (cut, self.whole)
         )
         return float(own / parent)
 

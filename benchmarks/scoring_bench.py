@@ -43,6 +43,8 @@ WEB = ROOT / "checkpoints" / "web" / "web.jsonl"
 LENGTH = 768  # longer than the longest window of the space
 CALIBRATION, EVALUATION = 21 * LENGTH, 22 * LENGTH  # tokens
 SAMPLES = 8
+# what this processor multiplies in its own instructions, where children are evaluated and healed
+DTYPE = "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
 LONGEST = 8  # layers in a row removed as one
 SAMPLED = 150  # blocks that are scored exactly
 CHUNK = 30  # blocks of the sample between two savings
@@ -212,8 +214,8 @@ def chosen(bench: Bench, throughput: str, kind: str) -> Choice:
 
 
 def evaluated(bench: Bench, children: Sequence[Choice]) -> list[torch.Tensor]:
-    """KL per token of each child on every sequence of the evaluation text [S], in bfloat16."""
-    parent = open_parent(str(MODEL), "bfloat16")
+    """KL per token of each child on every sequence of the evaluation text [S]."""
+    parent = open_parent(str(MODEL), DTYPE)
     library, run = Library(bench.run, parent), bench.run
     inputs = fingerprint("evaluation", corpus.digest(bench.texts["evaluation"]))
     stream = parent.embed(bench.texts["evaluation"])
@@ -247,10 +249,10 @@ def mended(bench: Bench, choice: Choice) -> dict[str, float]:
         weights = mend(
             bench.library, choice.blocks, bench.parts, name="children/bench/child", inputs=inputs
         )
-        half = {name: tensor.bfloat16() for name, tensor in weights.items()}
-        library = Library(bench.run, open_parent(str(MODEL), "bfloat16"))
+        library = Library(bench.run, open_parent(str(MODEL), DTYPE))
         teacher = assemble(library, bench.parent.blocks)
-        child = from_weights(library, choice.blocks, half)
+        cast = {name: tensor.to(library.parent.dtype) for name, tensor in weights.items()}
+        child = from_weights(library, choice.blocks, cast)
         return asdict(
             evaluate(
                 child,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from puzzle.baselines.minitron.importance import OVER_TOKENS, Importance, activi
 from puzzle.baselines.minitron.pruned import model_of, write_pruned
 from puzzle.baselines.minitron.sizes import size_in, target_of
 from puzzle.baselines.minitron.width import prune_tensors
+from puzzle.blocks.variant import FFN
 from puzzle.config import load_config
 from puzzle.errors import PuzzleError
 from puzzle.parent import Parent, open_parent
@@ -346,3 +348,13 @@ def test_no_cut_near_says_how_near_the_nearest_comes() -> None:
 def test_experts_are_left_to_the_search(family: str, checkpoints: dict[str, Path]) -> None:
     with pytest.raises(PuzzleError, match=r"Minitron prunes dense models, and layer 0 of .*moe"):
         check_dense(Parent(checkpoints[family], family))
+
+
+def test_a_child_whose_layers_differ_is_no_parent_to_cut(checkpoints: dict[str, Path]) -> None:
+    parent = Parent(checkpoints["llama"], "llama")
+    first, *rest = parent.blocks
+    narrow = replace(first, ffn=FFN(8))
+    check_dense(parent)
+    parent.blocks = (first, narrow, *rest[1:])
+    with pytest.raises(PuzzleError, match=rf"alike, .* layer 1 {re.escape(str(narrow))};"):
+        check_dense(parent)

@@ -85,10 +85,19 @@ class Cut:
 
 
 def check_dense(parent: Parent) -> None:
-    """PuzzleError where a layer holds anything but dense attention and a dense FFN."""
+    """PuzzleError where layers hold anything but attention and a dense FFN, of the same sizes."""
+    first: tuple[int, int] | None = None
     for layer, block in enumerate(parent.blocks):
         if not isinstance(block.ffn, FFN) or not isinstance(block.attention, GQA):
             raise PuzzleError(
                 f"Minitron prunes dense models, and layer {layer} of {parent.name} holds {block}; "
                 "`puzzle search` with space.ffn=[100%, 50%] keeps the best of its experts"
+            )
+        sizes = block.attention.kv_heads, block.ffn.intermediate_size
+        first = first or sizes
+        if sizes != first:
+            raise PuzzleError(
+                f"Minitron cuts all layers alike, and of {parent.name} layer 0 holds "
+                f"{parent.blocks[0]}, layer {layer} {block}; prune its parent, then search from "
+                "there with `puzzle search PRUNED --teacher PARENT`"
             )
