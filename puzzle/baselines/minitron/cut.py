@@ -99,5 +99,5 @@ def check_dense(parent: Parent) -> None:
             raise PuzzleError(
                 f"Minitron cuts all layers alike, and of {parent.name} layer 0 holds "
                 f"{parent.blocks[0]}, layer {layer} {block}; prune its parent, then search from "
-                "there with `puzzle search PRUNED --teacher PARENT`"
+                "there with `puzzle search --model PRUNED --teacher PARENT`"
             )
