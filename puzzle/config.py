@@ -111,7 +111,7 @@ class Tokens(StrictModel):
     """How much text each of the three disjoint splits gives."""
 
     calibration: PositiveInt = 65_536
-    scoring: PositiveInt = 4_096
+    scoring: PositiveInt = 8_192
     evaluation: PositiveInt = 16_384
 
 
@@ -132,7 +132,7 @@ class Scoring(StrictModel):
     those whose scores are `saturated`, or every one that is `picked`.
     """
 
-    samples: PositiveInt = 8
+    samples: PositiveInt = 4
     exact: Doubt = "never"
 
 

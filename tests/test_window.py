@@ -20,7 +20,7 @@ TEXTS = {
     "scoring": torch.zeros(2, 24, dtype=torch.long),
 }
 SEQUENCE = 24 * 64 * 4 * 4  # bytes of one sequence's streams at the 4 places of 3 layers
-KEPT = 2 * 24 * 64 * 4 * (4 + 8 * 3)
+KEPT = 2 * 24 * 64 * 4 * (4 + 4 * 3)  # of the scoring text: streams, and gradients of 4 draws
 
 
 @pytest.fixture
