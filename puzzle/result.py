@@ -157,7 +157,10 @@ class Result:
 
     @cached_property
     def finalists(self) -> pd.DataFrame:
-        """The best children by their scores: loss (their sum), measured_kl, throughput, blocks."""
+        """The best children by their scores: loss (their sum), measured_kl, throughput, blocks.
+
+        Those that fell out of a heat (trial.py) have an estimate for measured_kl.
+        """
         rows = [
             {
                 "loss": finalist["loss"],
