@@ -68,6 +68,9 @@ from puzzle.training import Texts
 from puzzle.trial import trial
 from puzzle.window import Window, windows
 
+# title -> the fingerprint of a model, and how to come by it
+Models = dict[str, tuple[str, Callable[[], PuzzleForCausalLM]]]
+
 
 def search(
     model: str | None = None,
@@ -198,12 +201,12 @@ def _make_child(
     if not here().leads:
         return
     with run.stage("evaluate"):
-        models = {"parent": lambda: whole, "child": lambda: child}
-        models |= {"healed": lambda: from_weights(library, blocks, healed)}
+        models: Models = {"parent": (made, lambda: whole), "child": (inputs, lambda: child)}
+        models["healed"] = course.inputs, lambda: from_weights(library, blocks, healed)
         if plain:
-            models |= {"uniform": lambda: mended(plain, records.child(budget.name, "uniform"))}
-        asked = fingerprint(course.inputs, str(plain))
-        asked = _evaluated(run, parent, models, texts["evaluation"], config, inputs=asked)
+            place = records.child(budget.name, "uniform")
+            models["uniform"] = fingerprint(made, str(plain)), lambda: mended(plain, place)
+        asked = _evaluated(run, parent, models, texts["evaluation"], config)
     with run.stage("export"):
         result = Result(run, budget.name)
         if not run.fresh(records.exported(budget.name), asked):
@@ -242,28 +245,24 @@ def _healed(
 
 
 def _evaluated(
-    run: Run,
-    parent: Parent,
-    models: Mapping[str, Callable[[], PuzzleForCausalLM]],
-    tokens: torch.Tensor,
-    config: Config,
-    *,
-    inputs: str,
+    run: Run, parent: Parent, models: Models, tokens: torch.Tensor, config: Config
 ) -> str:
     """Evaluate the models, the parent among them, into records; returns their fingerprint.
 
     Args:
         tokens: token ids [S, T] of the evaluation text.
-        inputs: fingerprint of the models.
     """
-    name, reading = load_budget(config.budget).name, Reading(models["parent"](), tokens)
+    name, reading = load_budget(config.budget).name, Reading(models["parent"][1](), tokens)
     items = corpus.accuracy_items()[: config.evaluate.items]
-    examine = partial(evaluate, reading=reading, tokenizer=parent.tokenizer, items=items)
-    asked = fingerprint(inputs, corpus.digest(tokens), len(items))
-    for title, model in models.items():
+    asked = corpus.digest(tokens), len(items)
+
+    def examined(model: Callable[[], PuzzleForCausalLM]) -> dict[str, Any]:
+        return asdict(evaluate(model(), reading, tokenizer=parent.tokenizer, items=items))
+
+    for title, (inputs, model) in models.items():
         place = records.evaluation(name, title)
-        run.remember(place, asked, lambda model=model: asdict(examine(model())))  # type: ignore[misc]
-    return asked
+        run.remember(place, fingerprint(inputs, *asked), partial(examined, model))
+    return fingerprint([inputs for inputs, _ in models.values()], *asked)
 
 
 def _teacher(parent: Parent, config: Config) -> Parent | None:

@@ -41,12 +41,19 @@ def test_a_run_healed_anew_is_one_configured_so(
     """Nothing but the healing and what follows is done again."""
     again = tmp_path / "again"
     shutil.copytree(result.run.folder, again)
+    records = again.glob("children/h100-1gpu/evaluation.*.json")
+    evaluated = {path.stem.removeprefix("evaluation."): path for path in records}
+    healed = evaluated.pop("healed")
+    before = healed.stat().st_mtime_ns
     kept = {path: path.stat().st_mtime_ns for path in again.glob("[ls][ci]*/**/*.safetensors")}
     assert kept
+    kept |= {path: path.stat().st_mtime_ns for path in evaluated.values()}
+    assert sorted(evaluated) == ["child", "parent", "uniform"]
     code, out, err = heal(again, "--loss", "kl+lm", "--set", "heal.tokens=768")
     assert code == 0, err
     assert "child, healed" in out
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert healed.stat().st_mtime_ns > before
     changed = ["heal.cosine=0", "heal.lm=1", "heal.tokens=768"]
     whole = search(tiny_parent, out=tmp_path / "whole", settings=[*SETTINGS, *changed])
     one, other = (
