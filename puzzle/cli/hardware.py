@@ -53,7 +53,7 @@ def profile(
 ) -> None:
     """Time every half layer of the space on this machine, as a table of costs."""
     from puzzle.hardware.estimate import workload_of
-    from puzzle.hardware.profile import STEADY, Profile, batches_of, device_name
+    from puzzle.hardware.profile import AGAIN, STEADY, Profile, batches_of, device_name
 
     asked = workload_of(workload, dtype, batches_of(batches))
     wanted = Profile(model, asked, out)
@@ -69,6 +69,10 @@ def profile(
     halves = [(name, str(count), f"{seconds:.1f}") for name, count, seconds in rows]
     whole = ("all", str(sum(row[1] for row in rows)), f"{sum(row[2] for row in rows):.0f}")
     print_rows(("half", "timings", "seconds"), [*halves, whole])
+    typer.echo(
+        f"Timings that vary by more than {STEADY:.0%} are then taken anew, up to {AGAIN} times; "
+        f"of those in {out} {len(wanted.unsteady())} do."
+    )
 
 
 def doctor() -> None:
