@@ -13,12 +13,12 @@ import typer
 from puzzle.cli.engines import check, export
 from puzzle.cli.hardware import budgets, doctor, estimate, profile
 from puzzle.cli.run import search, show, solve, status
-from puzzle.cli.steps import evaluate, heal, prune
+from puzzle.cli.steps import evaluate, heal, prune, sample
 from puzzle.errors import PuzzleError
 
 COMMANDS = (  # in the order of the help
-    search, prune, solve, heal, show, evaluate, status, budgets, estimate, profile, export, check,
-    doctor,
+    search, sample, prune, solve, heal, show, evaluate, status, budgets, estimate, profile, export,
+    check, doctor,
 )  # fmt: skip
 
 app = typer.Typer(

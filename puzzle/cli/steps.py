@@ -120,6 +120,17 @@ def evaluate(
     print_frames(found.tables(), found.lines(), width=WIDE)
 
 
+def sample(
+    model: Annotated[str, typer.Argument(help="A checkpoint folder or hub id.")],
+    out: Annotated[Path, typer.Option(help="The JSONL file to write or go on with.")],
+    tokens: Annotated[int, typer.Option(min=1, help="About how many.")] = 360_000,
+) -> None:
+    """Let a parent write text to calibrate on, where you have none of the kind it will serve."""
+    from puzzle.sample import sample as sample_of
+
+    typer.echo(f"{sample_of(model, out, tokens):,} tokens of {model}'s own in {out}")
+
+
 def _words(text: str) -> list[str]:
     """The words of a list with commas."""
     return [word.strip() for word in text.split(",") if word.strip()]

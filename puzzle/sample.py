@@ -1,0 +1,108 @@
+"""Sample: text that a model writes itself, to calibrate on where there is none of its kind.
+
+What a model learned from is what it writes (data-free distillation: LLM-QAT, arXiv 2305.17888). It
+writes from the end of a text on, one token after another at temperature 1, so that the KL of a
+child on such text is that of whole continuations, `E_parent sum_t KL_t`. The text goes to a JSONL
+file, which is a source like any other.
+
+Legend: S sequences, T tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
+
+from puzzle.errors import PuzzleError
+from puzzle.export.register import load_checkpoint
+from puzzle.parent import checkpoint_folder
+from puzzle.progress import track
+
+TOGETHER = 64  # sequences that are written at the same time
+LENGTH = 256  # tokens of one
+
+
+def sample(model: str, out: Path, tokens: int, seed: int = 0) -> int:
+    """Write about so many tokens of the model's own text to a JSONL file; how many there are.
+
+    A row holds `text`, a document or the beginning of one, its number of `tokens`, the `batch` it
+    was written in and the `model`. A file that holds some already is gone on with.
+
+    Raises:
+        PuzzleError: the file is another model's, or the model does not say where a text ends.
+    """
+    folder = checkpoint_folder(model)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.eos_token_id is None:
+        raise PuzzleError("the tokenizer has no end-of-text token; set eos_token in its config")
+    rows = _known(out, model)
+    first = rows[-1]["batch"] + 1 if rows else 0
+    missing = tokens - sum(row["tokens"] for row in rows)
+    if missing > 0:
+        writer = load_checkpoint(folder, torch.float32)
+        length = min(LENGTH, getattr(writer.config, "max_position_embeddings", LENGTH) - 1)
+        batches = -(-missing // (TOGETHER * length))
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for batch in track(range(first, first + batches), "sample", batches):
+            end = tokenizer.eos_token_id
+            ids_ST = continued(writer, end, TOGETHER, length, seed=seed + batch)
+            for document in _documents(ids_ST, end):
+                said = {"tokens": len(document), "batch": batch, "model": model}
+                rows.append({"text": tokenizer.decode(document), **said})
+            _save(out, rows)
+    return sum(row["tokens"] for row in rows)
+
+
+@torch.inference_mode()
+def continued(
+    model: PreTrainedModel, start: int, sequences: int, length: int, *, seed: int
+) -> torch.Tensor:
+    """Token ids [S, T] drawn from the model one after another behind `start`.
+
+    An end of text is a token like others: the next text follows it, as where texts are packed.
+    """
+    # what is left out here would be filled from the checkpoint's own defaults, were these there
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=length, pad_token_id=0
+    )
+    begin_S1 = torch.full((sequences, 1), start)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        found = model.generate(begin_S1, attention_mask=torch.ones_like(begin_S1))
+    return found[:, 1:]
+
+
+def _documents(ids_ST: torch.Tensor, end: int) -> Iterator[list[int]]:
+    """The texts of each sequence, without their ends."""
+    for ids in ids_ST.tolist():
+        while ids:
+            stop = ids.index(end) if end in ids else len(ids)
+            if stop:
+                yield ids[:stop]
+            ids = ids[stop + 1 :]
+
+
+def _known(out: Path, model: str) -> list[dict[str, Any]]:
+    """The rows of a file that this model wrote, none where there is no file."""
+    if not out.exists():
+        return []
+    try:
+        rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+        own = all(row["model"] == model and row["tokens"] + row["batch"] >= 0 for row in rows)
+    except (ValueError, TypeError, KeyError):
+        own = False
+    if not own:
+        raise PuzzleError(f"{out} holds something else than text that {model} wrote; name another")
+    return rows
+
+
+def _save(out: Path, rows: list[dict[str, Any]]) -> None:
+    """All rows at once, so that a killed process leaves the batches before."""
+    written = out.with_suffix(".part")
+    written.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    written.replace(out)
