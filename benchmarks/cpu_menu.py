@@ -25,7 +25,7 @@ SPACE = Space(
     attention=("gqa3", "groups2", "groups1", "gqa1", "linear", "noop"),
     ffn=(*(f"ffn{width}" for width in throughput_cpu.FFN), "linear", "noop"),
 )
-SCALE = Scale(length=384, scoring=21 * 384, samples=4)
+SCALE = Scale(length=384, scoring=21 * 384, calibration=84 * 384, own=True, samples=4)
 FINALISTS, ROUNDS = 16, 3  # as a search has them unless told otherwise
 
 

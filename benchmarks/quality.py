@@ -4,10 +4,10 @@
 
 Goals are .9, .75, .6 and .5 of the parent's time per request on this CPU (a prompt of 128 tokens
 and 64 new ones, as `throughput_cpu.py` measures) and of its parameters. The methods are those of
-`quality_methods.py`. All learn from the same calibration text (the embedded corpus) and choose by
-the same scoring text; children are examined on other web text and on WordNet questions that nothing
-is chosen by. `GOAL/METHOD/healed` heals a child with 100,000 tokens by cosine + KL, or by KL alone
-where its hidden size is not the parent's.
+`quality_methods.py`. All learn from the same calibration text, which the parent wrote itself, and
+choose by the same scoring text; children are examined on other web text and on WordNet questions
+that nothing is chosen by. `GOAL/METHOD/healed` heals a child with 100,000 tokens of the embedded
+corpus by cosine + KL, or by KL alone where its hidden size is not the parent's.
 
 WORK is a run directory, not that of `benchmarks/scoring.py`, which has another space; its library
 and scores are made where they are missing. Without names, everything is done that

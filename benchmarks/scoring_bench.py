@@ -29,6 +29,7 @@ from puzzle.menu import Choice, Menu
 from puzzle.parent import Parent, open_parent
 from puzzle.rounds import further
 from puzzle.run import Run, fingerprint
+from puzzle.sample import sample as let_write
 from puzzle.score import Scores, score, scores
 from puzzle.settle import settle
 from puzzle.space import layer_blocks, pieces
@@ -42,6 +43,7 @@ MODEL = ROOT / "checkpoints" / "smollm2-135m"
 WEB = ROOT / "checkpoints" / "web" / "web.jsonl"
 LENGTH = 768  # longer than the longest window of the space
 CALIBRATION, EVALUATION = 21 * LENGTH, 22 * LENGTH  # tokens
+OWN_SPARE = 4096  # tokens written beyond the share that documents of calibration have on average
 SAMPLES = 8
 # what this processor multiplies in its own instructions, where children are evaluated and healed
 DTYPE = "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
@@ -60,18 +62,25 @@ SPACE = Space(
 
 @dataclass(frozen=True)
 class Scale:
-    """How much scoring text there is, in sequences of which length, and sets of drawn labels.
+    """Tokens of scoring and of calibration text, length of their sequences, sets of drawn labels.
 
-    Calibration text is in sequences of the same length; evaluation text is always the same.
+    Calibration text is the embedded corpus, or what the parent writes itself; evaluation text is
+    always the same.
     """
 
     length: int = LENGTH
     scoring: int = 4 * LENGTH
+    calibration: int = CALIBRATION
+    own: bool = False  # written by the parent
     samples: int = SAMPLES
 
 
 def texts(parent: Parent, work: Path, scale: Scale) -> dict[str, torch.Tensor]:
-    """Token ids [S, T] by split: calibration from the embedded corpus, the rest from the web."""
+    """Token ids [S, T] by split: calibration text as the scale says, the rest from the web."""
+    source = "embedded"
+    if scale.own:
+        source = str(work / "own.jsonl")
+        let_write(str(MODEL), Path(source), scale.calibration * 10 // 9 + OWN_SPARE)
     lines = WEB.read_text(encoding="utf-8").splitlines(keepends=True)
 
     def tokens(source: str, length: int, count: int) -> torch.Tensor:
@@ -86,7 +95,7 @@ def texts(parent: Parent, work: Path, scale: Scale) -> dict[str, torch.Tensor]:
         return tokens(str(path), length, count)
 
     return {
-        "calibration": tokens("embedded", scale.length, CALIBRATION),
+        "calibration": tokens(source, scale.length, scale.calibration),
         "scoring": web("scoring", 0, scale.length, scale.scoring),
         "evaluation": web("evaluation", 1, LENGTH, EVALUATION),
     }
