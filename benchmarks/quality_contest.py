@@ -90,7 +90,10 @@ class Contest:
         return cpu_menu(self.bench, goal.budget)
 
     def examined(self, name: str, entry: Entry) -> dict[str, Any]:
-        """What a child is worth and how fast it really is, computed at most once."""
+        """What a child is worth and how fast it really is, computed at most once.
+
+        Its speed is a record of its own: one that was taken on a busy machine can be taken anew.
+        """
 
         def examine() -> dict[str, Any]:
             model = entry.make()
@@ -100,7 +103,6 @@ class Contest:
             return {
                 **asdict(Evaluation.of(text, right, self.reading)),
                 "params_share": params / sum(each.numel() for each in self.teacher.parameters()),
-                **paired_speed(model, self.teacher),
                 "kls": [round(value, 5) for value in text["kl"].tolist()],
                 "right": "".join(str(int(value)) for value in right),
             }
@@ -108,8 +110,11 @@ class Contest:
         asked = fingerprint(
             entry.inputs, corpus.digest(self.bench.texts["evaluation"]), len(self.items)
         )
-        found: dict[str, Any] = self.run.remember(f"bench/quality/{name}", asked, examine)
-        return found
+        worth = self.run.remember(f"bench/quality/{name}", asked, examine)
+        speed = self.run.remember(
+            f"bench/quality/speed/{name}", asked, lambda: paired_speed(entry.make(), self.teacher)
+        )
+        return {**worth, **speed}
 
     def size(self, goal: Goal, cut: Cut) -> float:
         """What a dense cut takes of what the parent takes."""
