@@ -27,7 +27,7 @@ TOGETHER = 64  # sequences that are written at the same time
 LENGTH = 256  # tokens of one
 
 
-def sample(model: str, out: Path, tokens: int, seed: int = 0) -> int:
+def sample(model: str, out: Path, tokens: int) -> int:
     """Write about so many tokens of the model's own text to a JSONL file; how many there are.
 
     A row holds `text`, a document or the beginning of one, its number of `tokens`, the `batch` it
@@ -38,9 +38,9 @@ def sample(model: str, out: Path, tokens: int, seed: int = 0) -> int:
     """
     folder = checkpoint_folder(model)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    if tokenizer.eos_token_id is None:
+    end, rows = tokenizer.eos_token_id, _known(out, model)
+    if end is None:
         raise PuzzleError("the tokenizer has no end-of-text token; set eos_token in its config")
-    rows = _known(out, model)
     first = rows[-1]["batch"] + 1 if rows else 0
     missing = tokens - sum(row["tokens"] for row in rows)
     if missing > 0:
@@ -49,8 +49,7 @@ def sample(model: str, out: Path, tokens: int, seed: int = 0) -> int:
         batches = -(-missing // (TOGETHER * length))
         out.parent.mkdir(parents=True, exist_ok=True)
         for batch in track(range(first, first + batches), "sample", batches):
-            end = tokenizer.eos_token_id
-            ids_ST = continued(writer, end, TOGETHER, length, seed=seed + batch)
+            ids_ST = continued(writer, end, TOGETHER, length, seed=batch)
             for document in _documents(ids_ST, end):
                 said = {"tokens": len(document), "batch": batch, "model": model}
                 rows.append({"text": tokenizer.decode(document), **said})
