@@ -73,7 +73,7 @@ class Clinic:
 
     def examined(self, name: str, inputs: str, model: PuzzleForCausalLM) -> dict[str, Any]:
         """What a model is worth, computed at most once."""
-        print_ = fingerprint(inputs, corpus.digest(self.unseen), ITEMS)
+        print_ = fingerprint(self.parent.fingerprint, inputs, corpus.digest(self.unseen), ITEMS)
         exam = partial(
             evaluate,
             model,
@@ -98,7 +98,8 @@ def healed(clinic: Clinic, time: str, loss: str) -> tuple[dict[str, float], Rows
     blocks = [str(block) for block in choice.blocks]
     child = assemble(clinic.library, choice.blocks)
     options = Heal(tokens=MARKS[-1], batch_tokens=BATCH, learning_rate=RATE, **LOSSES[loss])
-    inputs = fingerprint(blocks, options.model_dump(), corpus.digest(clinic.tokens))
+    made = clinic.parent.fingerprint, blocks, options.model_dump()
+    inputs = fingerprint(*made, corpus.digest(clinic.tokens))
     found = {0: clinic.examined(f"{time}.before", fingerprint(blocks), child)}
 
     def examine(tokens: int, student: PuzzleForCausalLM) -> None:

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -94,9 +94,10 @@ class Contest:
 
         Its speed is a record of its own: one that was taken on a busy machine can be taken anew.
         """
+        make = cache(entry.make)
 
         def examine() -> dict[str, Any]:
-            model = entry.make()
+            model = make()
             text = by_sequence(model, self.reading)
             right = answers(model, self.parent.tokenizer, self.items)
             params = sum(tensor.numel() for tensor in model.parameters())
@@ -112,7 +113,7 @@ class Contest:
         )
         worth = self.run.remember(f"bench/quality/{name}", asked, examine)
         speed = self.run.remember(
-            f"bench/quality/speed/{name}", asked, lambda: paired_speed(entry.make(), self.teacher)
+            f"bench/quality/speed/{name}", asked, lambda: paired_speed(make(), self.teacher)
         )
         return {**worth, **speed}
 

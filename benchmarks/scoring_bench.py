@@ -226,7 +226,7 @@ def evaluated(bench: Bench, children: Sequence[Choice]) -> list[torch.Tensor]:
     """KL per token of each child on every sequence of the evaluation text [S]."""
     parent = open_parent(str(MODEL), DTYPE)
     library, run = Library(bench.run, parent), bench.run
-    inputs = fingerprint("evaluation", corpus.digest(bench.texts["evaluation"]))
+    inputs = fingerprint("evaluation", DTYPE, corpus.digest(bench.texts["evaluation"]))
     stream = parent.embed(bench.texts["evaluation"])
     run.save_tensors(records.tokens("evaluation"), {"tokens": bench.texts["evaluation"]}, inputs)
     for layer in range(parent.shape.layers + 1):

@@ -20,9 +20,7 @@ from puzzle.run import Run
 SCRIPT = Path(__file__).with_name("healing_rank.py")
 # 12 steps of 5 sequences, which two ranks do not share evenly
 OPTIONS = Heal(tokens=12 * 120, batch_tokens=120, learning_rate=3e-3, lm=0.3, checks=3)
-
-
-Jobs = list[dict[str, Any]]
+Job = dict[str, Any]
 # family, changes of the options, and how near two ranks come to one
 CASES = {
     "llama": ("llama", {}, 1e-5),
@@ -32,13 +30,13 @@ CASES = {
 }
 
 
-def job(folder: Path, model: Path, options: Heal = OPTIONS, dies: int | None = None) -> Jobs:
+def job(folder: Path, model: Path, options: Heal = OPTIONS, dies: int | None = None) -> Job:
     """One healing."""
     asked = options.model_dump(mode="json")
-    return [{"run": str(folder), "model": str(model), "options": asked, "dies": dies}]
+    return {"run": str(folder), "model": str(model), "options": asked, "dies": dies}
 
 
-def healing(ranks: int, jobs: Jobs) -> subprocess.CompletedProcess[str]:
+def healing(ranks: int, *jobs: Job) -> subprocess.CompletedProcess[str]:
     """Run healings in processes of their own."""
     launch = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--standalone"]
     command = [sys.executable, *(launch if ranks > 1 else []), str(SCRIPT), json.dumps(jobs)]
@@ -61,11 +59,11 @@ def all_cases(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFac
     """Every case healed by one rank and by two, in a folder of its name and their number."""
     root = tmp_path_factory.mktemp("cases")
     for ranks in (1, 2):
-        jobs: Jobs = []
-        for name, (family, changes, _) in CASES.items():
-            options = OPTIONS.model_copy(update=changes)
-            jobs += job(root / name / str(ranks), checkpoints[family], options)
-        healing(ranks, jobs).check_returncode()
+        jobs = [
+            job(root / name / str(ranks), checkpoints[family], OPTIONS.model_copy(update=changes))
+            for name, (family, changes, _) in CASES.items()
+        ]
+        healing(ranks, *jobs).check_returncode()
     return root
 
 

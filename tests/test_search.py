@@ -205,7 +205,6 @@ def test_on_the_embedded_parent_the_child_means_something(tmp_path: Path) -> Non
         "tokens.scoring=2048",
         "tokens.evaluation=4096",
         "distill.tokens=4096",
-        "score.samples=4",
         "choose.rounds=2",
         "heal.tokens=8192",
         "evaluate.items=50",
