@@ -31,7 +31,7 @@ class LowRank(puzzle.OwnVariant):
 
 puzzle.add_variant(LowRank)
 space = ["space.attention=[100%]", "space.ffn=[100%, lowrank64]", "choose.finalists=2"]
-tokens = ["tokens.calibration=4096", "tokens.evaluation=2048", "evaluate.items=16"]
-short = ["distill.tokens=4096", "heal.tokens=2048", "score.samples=2", "target=hf"]
+tokens = ["tokens.calibration=4096", "tokens.scoring=2048", "tokens.evaluation=2048"]
+short = ["distill.tokens=4096", "heal.tokens=2048", "evaluate.items=16", "target=hf"]
 found = puzzle.search(budget="cpu-laptop", out=mkdtemp(), settings=[*space, *tokens, *short])
 print(found.architecture, found.formatted(), sep="\n")

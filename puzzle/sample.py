@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from puzzle.errors import PuzzleError
 from puzzle.export.register import load_checkpoint
-from puzzle.parent import checkpoint_folder
+from puzzle.parent import checkpoint_folder, checkpoint_print
 from puzzle.progress import track
 
 TOGETHER = 64  # sequences that are written at the same time
@@ -31,14 +31,16 @@ def sample(model: str, out: Path, tokens: int) -> int:
     """Write about so many tokens of the model's own text to a JSONL file; how many there are.
 
     A row holds `text`, a document or the beginning of one, its number of `tokens`, the `batch` it
-    was written in and the `model`. A file that holds some already is gone on with.
+    was written in and the fingerprint of the `model`. A file that holds some already is gone on
+    with.
 
     Raises:
         PuzzleError: the file is another model's, or the model does not say where a text ends.
     """
     folder = checkpoint_folder(model)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    end, rows = tokenizer.eos_token_id, _known(out, model)
+    end, own = tokenizer.eos_token_id, checkpoint_print(folder, torch.float32)
+    rows = _known(out, model, own)
     if end is None:
         raise PuzzleError("the tokenizer has no end-of-text token; set eos_token in its config")
     first = rows[-1]["batch"] + 1 if rows else 0
@@ -51,7 +53,7 @@ def sample(model: str, out: Path, tokens: int) -> int:
         for batch in track(range(first, first + batches), "sample", batches):
             ids_ST = continued(writer, end, TOGETHER, length, seed=batch)
             for document in _documents(ids_ST, end):
-                said = {"tokens": len(document), "batch": batch, "model": model}
+                said = {"tokens": len(document), "batch": batch, "model": own}
                 rows.append({"text": tokenizer.decode(document), **said})
             _save(out, rows)
     return sum(row["tokens"] for row in rows)
@@ -86,16 +88,16 @@ def _documents(ids_ST: torch.Tensor, end: int) -> Iterator[list[int]]:
             ids = ids[stop + 1 :]
 
 
-def _known(out: Path, model: str) -> list[dict[str, Any]]:
-    """The rows of a file that this model wrote, none where there is no file."""
+def _known(out: Path, model: str, own: str) -> list[dict[str, Any]]:
+    """The rows of a file that this model wrote, by its fingerprint; none where there is no file."""
     if not out.exists():
         return []
     try:
         rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-        own = all(row["model"] == model and row["tokens"] + row["batch"] >= 0 for row in rows)
+        known = all(row["model"] == own and row["tokens"] + row["batch"] >= 0 for row in rows)
     except (ValueError, TypeError, KeyError):
-        own = False
-    if not own:
+        known = False
+    if not known:
         raise PuzzleError(f"{out} holds something else than text that {model} wrote; name another")
     return rows
 

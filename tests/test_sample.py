@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -79,6 +80,15 @@ def test_a_killed_sampling_goes_on_to_the_same_file(
     before = whole.stat().st_mtime_ns
     sample(tiny_parent, whole, 100)
     assert whole.stat().st_mtime_ns == before
+
+
+@pytest.mark.usefixtures("small")
+def test_a_model_goes_on_with_its_text_from_another_folder(
+    tiny_parent: str, tmp_path: Path
+) -> None:
+    first = sample(tiny_parent, tmp_path / "own.jsonl", 60)
+    moved = shutil.copytree(tiny_parent, tmp_path / "moved")
+    assert sample(str(moved), tmp_path / "own.jsonl", first + 60) > first
 
 
 def test_documents_end_where_the_model_ends_them() -> None:
