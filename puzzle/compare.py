@@ -14,6 +14,7 @@ import pandas as pd
 
 from puzzle import corpus
 from puzzle.comparison import Cell, Comparison, cells_of
+from puzzle.device import placed
 from puzzle.evaluate import TOP
 from puzzle.evaluate import evaluate as evaluate_text
 from puzzle.generation import continuations
@@ -36,6 +37,7 @@ ROWS = {
 }
 
 
+@placed
 def evaluate(
     target: str | Path | Result,
     *,

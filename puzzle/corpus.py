@@ -92,7 +92,7 @@ def documents(source: str, tokenizer: Any = None) -> Iterator[str]:
 
 def digest(tokens: torch.Tensor) -> str:
     """Identifies token ids by a hash of their shape and values."""
-    content = tokens.long().contiguous().numpy().tobytes()
+    content = tokens.long().cpu().contiguous().numpy().tobytes()
     return hashlib.sha256(str(tuple(tokens.shape)).encode() + content).hexdigest()[:16]
 
 

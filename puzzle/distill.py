@@ -23,6 +23,7 @@ import torch
 from puzzle import ranks, records
 from puzzle.blocks.variant import Block
 from puzzle.config import Distill
+from puzzle.device import current, shuffled
 from puzzle.lesson import Lesson, Streams
 from puzzle.library import Library, is_half
 from puzzle.modules import Weights
@@ -171,7 +172,7 @@ class _Study:
         for group in self.optimizer.param_groups:
             group["lr"] = self.peak * rate
         half_precision = self.lesson.parent.dtype == torch.bfloat16
-        with torch.autocast("cpu", torch.bfloat16, enabled=half_precision):
+        with torch.autocast(current().type, torch.bfloat16, enabled=half_precision):
             loss = self.lesson.loss(self.module, streams, self.kind)
         loss.backward()
         self.optimizer.step()
@@ -197,7 +198,7 @@ def _batches(teach: Streams, batch_tokens: int) -> Iterator[Streams]:
     order = torch.empty(0, dtype=torch.long)
     while True:
         if len(order) < size:
-            order = torch.cat([order, torch.randperm(count, generator=generator)])
+            order = torch.cat([order, shuffled(count, generator)])
         yield teach[order[:size]]
         order = order[size:]
 

@@ -49,7 +49,7 @@ def _vectors(capability: str) -> str:
 def _gpu() -> str:
     if torch.cuda.is_available():
         device = torch.cuda.get_device_properties(0)
-        return f"{device.name}, {show(device.total_memory, 'B')}"
+        return f"{device.name}, {show(device.total_memory, 'B')}: searches compute there"
     if torch.version.cuda is None:
         return f"none used: torch {torch.__version__} is built without CUDA"
     return "none found by torch; nvidia-smi tells whether the driver sees one"
@@ -57,7 +57,7 @@ def _gpu() -> str:
 
 def _triton() -> str:
     if importlib.util.find_spec("triton") is None:
-        return "not installed: it comes for Linux on x86-64; blocks run as plain torch"
+        return "not installed: it comes for Linux on x86-64"
     if not torch.cuda.is_available():
-        return "installed, but without a GPU blocks run as plain torch"
-    return "installed: kernels run on the GPU"
+        return "installed, but without a GPU there is nothing for its kernels to run on"
+    return "installed: puzzle profile times its kernels beside torch's"

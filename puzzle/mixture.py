@@ -19,6 +19,7 @@ import torch
 
 from puzzle import corpus
 from puzzle.config import Config
+from puzzle.device import shuffled
 from puzzle.errors import PuzzleError
 
 Mixture = Mapping[str, float]  # source -> weight; weights need not sum to 1
@@ -131,4 +132,4 @@ def _shuffled(parts: list[torch.Tensor], seed: int) -> torch.Tensor:
     if len(parts) == 1:
         return parts[0]
     whole = torch.cat(parts)
-    return whole[torch.randperm(len(whole), generator=torch.Generator().manual_seed(seed))]
+    return whole[shuffled(len(whole), torch.Generator().manual_seed(seed))]

@@ -107,8 +107,7 @@ def build_model(parent_config: Any, blocks: Sequence[Block]) -> PuzzleForCausalL
 
 def rotary(config: Any) -> nn.Module:
     """The family's rotary embedding, whose buffers are computed rather than loaded."""
-    with torch.device("cpu"):
-        return modeling_puzzle.family_class(config, "RotaryEmbedding")(config=config)
+    return modeling_puzzle.family_class(config, "RotaryEmbedding")(config=config)
 
 
 def load(module: nn.Module, weights: Weights) -> None:

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
+from puzzle.device import current
 from puzzle.errors import PuzzleError
 from puzzle.export.modeling_puzzle import PuzzleLayer, layer_masks, norm
 from puzzle.modules import FAMILIES, Weights, build_layer, child_config, load, rotary
@@ -53,13 +54,17 @@ class Parent:
         return checkpoint_print(self.folder, self.dtype)
 
     def tensors(self, names: Iterable[str]) -> Weights:
-        """The named tensors in the compute dtype; PuzzleError on a missing or non-finite one."""
+        """The named tensors in the compute dtype, on the current device.
+
+        Raises:
+            PuzzleError: one is missing, or not finite.
+        """
         found = {}
         for name in names:
             if name not in self._files:
                 raise PuzzleError(f"{self.name} has no tensor {name}; is the checkpoint complete?")
             with safe_open(self._files[name], framework="pt") as file:
-                tensor = file.get_tensor(name).to(self.dtype)
+                tensor = file.get_tensor(name).to(current(), self.dtype)
             if not torch.isfinite(tensor).all():
                 bad = int((~torch.isfinite(tensor)).sum())
                 raise PuzzleError(

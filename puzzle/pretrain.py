@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 
 from puzzle import corpus
 from puzzle.config import Config
+from puzzle.device import placed
 from puzzle.export.register import load_checkpoint
 from puzzle.heal import Course, heal
 from puzzle.mixture import mixed
@@ -29,6 +30,7 @@ RECORD = "training"  # what says that a folder is done, and how it came to be
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth")
 
 
+@placed
 def pretrain(config: Config, out: Path) -> Path:
     """Train `config.model` by `config.heal` on `config.data`, and write it as `out`; resumes.
 

@@ -27,6 +27,7 @@ class Ranks:
 
     rank: int = 0
     world: int = 1
+    local: int = 0  # its number among those of its machine
 
     @property
     def leads(self) -> bool:
@@ -44,11 +45,7 @@ class Ranks:
 
     def barrier(self) -> None:
         """Wait until every rank is here."""
-        if self.world > 1:
-            import torch.distributed as dist
-
-            self.join()
-            dist.barrier()
+        self.agree(True)
 
     def first(self, make: Callable[[], Made]) -> Made:
         """What `make` returns; the leading rank makes it, then the others, from its records."""
@@ -61,10 +58,12 @@ class Ranks:
 
     def join(self) -> None:
         """Be one of the ranks that exchange data from now on."""
+        import torch
         import torch.distributed as dist
 
         if not dist.is_initialized():
-            dist.init_process_group("gloo", timeout=PATIENCE)
+            backends = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            dist.init_process_group(backends, timeout=PATIENCE)
 
     def agree(self, said: bool) -> bool:
         """What the leading rank said."""
@@ -79,7 +78,7 @@ class Ranks:
 
         self.join()
         names = sorted(values)
-        sums = torch.tensor([values[name] for name in names], dtype=torch.float64)
+        sums = torch.tensor([values[name] for name in names], dtype=torch.float64, device="cpu")
         dist.all_reduce(sums)
         return dict(zip(names, (sums / self.world).tolist()))
 
@@ -89,4 +88,5 @@ class Ranks:
 
 def here() -> Ranks:
     """The rank that torchrun gave this process; the only one where nothing did."""
-    return Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    names = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    return Ranks(*(int(os.environ.get(name, alone)) for name, alone in names.items()))

@@ -124,16 +124,19 @@ class Run:
         from safetensors.torch import save_file
 
         metadata = {"fingerprint": inputs, "info": json.dumps(info)}
-        whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        whole = {key: tensor.cpu().contiguous() for key, tensor in tensors.items()}
         size = sum(t.numel() * t.element_size() for t in whole.values())
         path = self._path(name, TENSORS)
         self._write(path, lambda target: save_file(whole, target, metadata), size)
 
     def load_tensors(self, name: str) -> dict[str, torch.Tensor]:
-        """What `save_tensors` wrote, memory-mapped."""
+        """What `save_tensors` wrote, on the current device; on the CPU memory-mapped."""
         from safetensors.torch import load_file
 
-        return load_file(self._path(name, TENSORS))
+        from puzzle.device import current
+
+        loaded = load_file(self._path(name, TENSORS))
+        return {key: tensor.to(current()) for key, tensor in loaded.items()}
 
     def info(self, name: str) -> Any:
         """The `info` of a tensor record."""

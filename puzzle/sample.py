@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 
+from puzzle.device import current, placed
 from puzzle.errors import PuzzleError
 from puzzle.export.register import load_checkpoint
 from puzzle.parent import checkpoint_folder, checkpoint_print
@@ -27,6 +28,7 @@ TOGETHER = 64  # sequences that are written at the same time
 LENGTH = 256  # tokens of one
 
 
+@placed
 def sample(model: str, out: Path, tokens: int) -> int:
     """Write about so many tokens of the model's own text to a JSONL file; how many there are.
 
@@ -72,7 +74,7 @@ def continued(
         do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=length, pad_token_id=0
     )
     begin_S1 = torch.full((sequences, 1), start)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng([current()] if current().type == "cuda" else []):
         torch.manual_seed(seed)
         found = model.generate(begin_S1, attention_mask=torch.ones_like(begin_S1))
     return found[:, 1:]

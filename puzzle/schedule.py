@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from puzzle.config import Heal, Phase
+from puzzle.device import shuffled
 from puzzle.errors import PuzzleError
 
 WARMUP = 0.1  # of the steps
@@ -76,4 +77,4 @@ def sequences(count: int, first: int, wanted: int) -> torch.Tensor:
 
 
 def _shuffle(count: int, epoch: int) -> torch.Tensor:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(epoch))
+    return shuffled(count, torch.Generator().manual_seed(epoch))

@@ -34,6 +34,7 @@ from puzzle.baselines.uniform import uniform
 from puzzle.budget import Budget, load_budget
 from puzzle.choose import choose
 from puzzle.config import Config, load_config
+from puzzle.device import placed
 from puzzle.distill import behind, distill
 from puzzle.errors import PuzzleError
 from puzzle.evaluate import Reading, evaluate
@@ -72,6 +73,7 @@ from puzzle.window import Window, windows
 Models = dict[str, tuple[str, Callable[[], PuzzleForCausalLM]]]
 
 
+@placed
 def search(
     model: str | None = None,
     *,
@@ -104,6 +106,7 @@ def search(
         return _search(run, wanted)
 
 
+@placed
 def solve(out: str | Path, budget: str) -> Result:
     """Choose again for another budget from the scores a run already has; nothing is trained."""
     run = Run.existing(out)
@@ -116,6 +119,7 @@ def solve(out: str | Path, budget: str) -> Result:
         return Result(run, asked.name)
 
 
+@placed
 def heal_again(out: str | Path, *, settings: Sequence[str]) -> Result:
     """Heal the child of a run anew, as if the run had been configured so from the start.
 

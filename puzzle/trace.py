@@ -23,6 +23,7 @@ from torch import nn
 
 from puzzle import ranks, records
 from puzzle.corpus import digest
+from puzzle.device import drawn
 from puzzle.parent import Parent
 from puzzle.progress import track
 from puzzle.run import Run, fingerprint
@@ -166,8 +167,8 @@ def draw_labels(p_NV: torch.Tensor, samples: int, generator: torch.Generator) ->
     """
     cumulative = p_NV.cumsum(dim=-1)  # torch adds in float64
     shape = (len(p_NV), samples)
-    order = torch.rand(shape, generator=generator).argsort(dim=-1)
-    start = torch.rand((len(p_NV), 1), generator=generator)
+    order = drawn(shape, generator).argsort(dim=-1)
+    start = drawn((len(p_NV), 1), generator)
     points = (order + start) / samples * cumulative[:, -1:]
     return torch.searchsorted(cumulative, points).clamp_max(p_NV.shape[1] - 1)
 

@@ -19,6 +19,9 @@ from puzzle.parent import open_parent
 # for models this small a second thread costs more than it brings, far more where cores are shared.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+# On the CPU, where bits are promised. `CUDA_VISIBLE_DEVICES=0 python -m pytest tests/kernels
+# tests/test_device.py` runs what is meant for a GPU.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from content import content
 from tiny import SETTINGS
 
 from puzzle import Result
@@ -56,14 +57,3 @@ def test_two_ranks_write_the_run_of_one(tiny_parent: str, result: Result, tmp_pa
     names = [str(path.relative_to(out).with_suffix("")) for path in lost]
     assert all(content(one, name) == content(two, name) for name in names)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-
-
-def content(run: Run, name: str) -> object:
-    """All a record holds but the seconds a solver took, as something that compares by bits."""
-    if (run.folder / f"{name}.json").exists():
-        record = run.load(name)
-        return (
-            [model["blocks"] for model in record["finalists"]] if "finalists" in record else record
-        )
-    tensors = run.load_tensors(name).items()
-    return run.info(name), {key: tensor.numpy().tobytes() for key, tensor in tensors}

@@ -23,6 +23,7 @@ from puzzle.baselines.minitron.pruned import write_pruned
 from puzzle.baselines.minitron.sizes import size_in, target_of
 from puzzle.baselines.minitron.workshop import FINAL, LIGHT, Workshop
 from puzzle.config import Config, load_config
+from puzzle.device import placed
 from puzzle.library import Library
 from puzzle.mixture import healing_text, split_texts
 from puzzle.modules import Weights
@@ -32,6 +33,7 @@ from puzzle.run import Run, fingerprint
 CONFIG = "prune.yaml"
 
 
+@placed
 def prune(
     model: str | None = None,
     *,

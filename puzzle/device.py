@@ -1,0 +1,74 @@
+"""Where arithmetic runs: on a GPU where torch sees one, else on the CPU.
+
+No function is told. All that is made or read while a command runs lies on torch's default device,
+which `placed` sets for so long. `CUDA_VISIBLE_DEVICES=` hides the GPUs of a machine.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+
+from puzzle.errors import PuzzleError
+from puzzle.ranks import here
+
+Params = ParamSpec("Params")
+Result = TypeVar("Result")
+
+
+def best() -> torch.device:
+    """This rank's own GPU, or the CPU where there are none.
+
+    Raises:
+        PuzzleError: there are more ranks than GPUs.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if here().local >= count:
+        raise PuzzleError(
+            f"rank {here().local} of this machine has no GPU of its own, torch sees {count}; "
+            f"start {count} with torchrun --nproc-per-node, or hide them: CUDA_VISIBLE_DEVICES="
+        )
+    return torch.device("cuda", here().local)
+
+
+def placed(command: Callable[Params, Result]) -> Callable[Params, Result]:
+    """The command on the best device; its PuzzleErrors say where that is out of memory."""
+
+    @functools.wraps(command)
+    def run(*args: Params.args, **kwargs: Params.kwargs) -> Result:
+        device = best()
+        if device == current():
+            return command(*args, **kwargs)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        try:
+            with device:
+                return command(*args, **kwargs)
+        except torch.OutOfMemoryError as error:
+            raise PuzzleError(
+                f"out of memory on {device} ({str(error).splitlines()[0]}); nothing done so far is "
+                "lost: run the same command on a larger GPU, or on the CPU with "
+                "CUDA_VISIBLE_DEVICES="
+            ) from None
+
+    return run
+
+
+def current() -> torch.device:
+    """Where tensors are made now."""
+    return torch.get_default_device()
+
+
+def drawn(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """Uniform random numbers, the same on every device."""
+    return torch.rand(shape, generator=generator, device="cpu").to(current())
+
+
+def shuffled(count: int, generator: torch.Generator) -> torch.Tensor:
+    """The numbers below `count` in a random order, the same on every device."""
+    return torch.randperm(count, generator=generator, device="cpu").to(current())

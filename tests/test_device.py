@@ -1,0 +1,155 @@
+"""All that computes does so on the best device: here on one that is only said to be another."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from content import content
+from elsewhere import DEVICE, InSight, elsewhere
+from safetensors.torch import load_file
+from tiny import SETTINGS
+
+from puzzle import Result, evaluate, prune, search
+from puzzle.config import load_config
+from puzzle.corpus import accuracy_items
+from puzzle.device import best, current, drawn, placed, shuffled
+from puzzle.errors import PuzzleError
+from puzzle.pretrain import pretrain
+from puzzle.sample import sample
+
+There = Callable[[], AbstractContextManager[InSight]]
+
+
+@pytest.fixture
+def there(monkeypatch: pytest.MonkeyPatch) -> There:
+    """Within, the other device is the best there is."""
+    monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # what it sees is that of a thread
+
+    @contextmanager
+    def within() -> Iterator[InSight]:
+        with elsewhere() as seen, monkeypatch.context() as patch:
+            patch.setattr("puzzle.device.best", lambda: DEVICE)
+            yield seen
+
+    return within
+
+
+def test_the_other_device_refuses_what_a_gpu_refuses(there: There) -> None:
+    with there() as seen:
+        far, near = torch.ones(2, 3).to(DEVICE), torch.ones(2, 3)
+        with pytest.raises(RuntimeError, match="on the CPU, others on elsewhere:0"):
+            far + near
+        with pytest.raises(TypeError, match="numpy"):
+            far.numpy()
+        assert [each.device for each in (far[0], far + 1, far.split(1)[1])] == [DEVICE] * 3
+        assert torch.equal((far + 1).cpu(), near + 1)
+        assert (far @ far.T).device == DEVICE
+        assert seen.matmuls == 0
+        near @ near.T
+        assert seen.matmuls == 1
+
+
+def test_a_search_writes_the_same_run(
+    there: There, result: Result, tiny_parent: str, tmp_path: Path
+) -> None:
+    """Bit for bit, and no matrix is multiplied on the CPU."""
+    with there() as seen:
+        found = search(tiny_parent, out=tmp_path / "run", settings=SETTINGS)
+    assert seen.matmuls == 0
+    one, two = result.run, found.run
+    for kind in ("trace/**/*", "library/*", "scores/**/*", "solutions/*", "children/*/*"):
+        names = two.names(kind)
+        assert names
+        assert names == one.names(kind)
+        assert [name for name in names if content(one, name) != content(two, name)] == []
+
+
+def test_a_run_is_compared_and_a_model_writes(
+    there: There,
+    result: Result,
+    tiny_parent: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both to the bits of the CPU."""
+    questions = accuracy_items()[:8]
+    monkeypatch.setattr("puzzle.corpus.accuracy_items", lambda: questions)
+    far, near = (shutil.copytree(result.run.folder, tmp_path / name) for name in ("far", "near"))
+    with there() as seen:
+        found = evaluate(far, lengths=[64])
+        assert sample(tiny_parent, tmp_path / "far.jsonl", 50) > 50
+    assert seen.matmuls == 0
+    again = evaluate(near, lengths=[64])
+    assert (found.cells, found.lines()) == (again.cells, again.lines())
+    sample(tiny_parent, tmp_path / "near.jsonl", 50)
+    assert (tmp_path / "far.jsonl").read_bytes() == (tmp_path / "near.jsonl").read_bytes()
+
+
+def test_a_parent_is_pruned_and_a_checkpoint_learns(
+    there: There, tiny_parent: str, tmp_path: Path
+) -> None:
+    asked = [*SETTINGS, "prune.tokens=256", "prune.light=256", "prune.candidates=2"]
+    with there() as seen:
+        pruned = prune(tiny_parent, target="0.6x", out=tmp_path / "pruned", settings=asked)
+        models = [f"model={pruned.checkpoint}", f"teacher={tiny_parent}"]
+        learned = pretrain(load_config(None, [*models, *SETTINGS]), tmp_path / "learned")
+    assert seen.matmuls == 0
+    before, after = (load_file(each / "model.safetensors") for each in (pruned.checkpoint, learned))
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_scores_as_the_cpu_does(
+    tiny_parent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for rounding."""
+    torch.cuda.reset_peak_memory_stats()
+    settings = [*SETTINGS, "distill.tokens=0"]
+    far = search(tiny_parent, out=tmp_path / "far", settings=settings).run
+    assert torch.cuda.max_memory_allocated() > 2**20
+    monkeypatch.setattr("puzzle.device.best", lambda: torch.device("cpu"))
+    near = search(tiny_parent, out=tmp_path / "near", settings=settings).run
+    for name in near.names("scores/L*"):
+        wanted = {block: score["loss"] for block, score in near.load(name).items()}
+        found = {block: score["loss"] for block, score in far.load(name).items()}
+        assert found == pytest.approx(wanted, rel=0.02, abs=1e-5)
+
+
+def test_random_numbers_are_the_same_on_every_device(there: There) -> None:
+    def both() -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(3)
+        return [drawn((4, 5), generator).cpu(), shuffled(9, generator).cpu()]
+
+    with there(), DEVICE:
+        assert current() == DEVICE
+        far = both()
+    assert all(map(torch.equal, far, both()))
+    assert sorted(far[1].tolist()) == list(range(9))
+
+
+def test_every_rank_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert best().type == "cpu"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    for rank, wanted in (("0", "cuda:0"), ("1", "cuda:1")):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        assert str(best()) == wanted
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(PuzzleError, match=r"rank 2 .* no GPU of its own, torch sees 2; start 2 "):
+        best()
+
+
+def test_a_device_without_memory_is_one_sentence(there: There) -> None:
+    @placed
+    def command() -> None:
+        raise torch.OutOfMemoryError("Tried to allocate 9 GiB.\nDetails.")
+
+    wanted = r"out of memory on elsewhere:0 \(Tried to allocate 9 GiB.\); nothing"
+    with there(), pytest.raises(PuzzleError, match=wanted):
+        command()
