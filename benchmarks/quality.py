@@ -6,8 +6,8 @@ Goals are .9, .75, .6 and .5 of the parent's time per request on this CPU (a pro
 and 64 new ones, as `throughput_cpu.py` measures) and of its parameters. The methods are those of
 `quality_methods.py`. All learn from the same calibration text, which the parent wrote itself, and
 choose by the same scoring text; children are examined on other web text and on WordNet questions
-that nothing is chosen by. `GOAL/METHOD/healed` heals a child with 100,000 tokens of the embedded
-corpus by cosine + KL, or by KL alone where its hidden size is not the parent's.
+that nothing is chosen by. `GOAL/METHOD/healed` heals a child with 100,000 tokens that the parent
+wrote, by cosine + KL, or by KL alone where its hidden size is not the parent's.
 
 WORK is a run directory, not that of `benchmarks/scoring.py`, which has another space; its library
 and scores are made where they are missing. Without names, everything is done that
@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import record
 import torch
-from quality_contest import Contest, Entry, Goal
+from quality_contest import LENGTH, Contest, Entry, Goal
 from quality_figure import draw
 from quality_methods import METHODS, OTHERS, OURS, UNIFORM
 
@@ -39,7 +39,6 @@ from puzzle.training import Texts
 SHARES = ("0.75", "0.5", "0.9", "0.6")  # the headline's first
 GOALS = [Goal(of, share) for of in ("time", "parameters") for share in SHARES]
 HEAL = Heal(tokens=100_000, batch_tokens=2_000, learning_rate=2e-4)
-LENGTH = 250
 DRAWS = 10_000  # of a bootstrap
 Row = dict[str, Any]
 
@@ -69,10 +68,7 @@ def healed(contest: Contest, step: str, entry: Entry) -> Entry:
     options = HEAL.model_copy(update={"layers": entry.layers})
     if width != contest.parent.shape.hidden_size:
         options = options.model_copy(update={"cosine": 0.0})
-    splits = {"calibration": HEAL.tokens}
-    tokens = corpus.splits(
-        "embedded", contest.parent.tokenizer, length=LENGTH, tokens=splits, seed=1
-    )["calibration"]
+    tokens = contest.lesson[: HEAL.tokens // LENGTH]
     inputs = fingerprint(entry.inputs, options.model_dump(), corpus.digest(tokens))
     course = Course(contest.run, f"bench/quality/weights/{step.replace('/', '.')}", inputs)
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from cpu_menu import cpu_budget, cpu_menu, scored
+from scoring_bench import written
 from throughput_cpu import WORK, generate
 
 from puzzle import corpus
@@ -26,6 +27,7 @@ from puzzle.menu import Menu
 from puzzle.modules import Weights
 from puzzle.run import fingerprint
 
+LESSON, LENGTH = 200_000, 250  # tokens to heal with, and of one of their sequences
 ASKED = slice(500, None)  # the questions that nothing is chosen by
 REPEATS = 3  # generations of a child and of the parent, in turn
 FLOAT32 = {"dtype": torch.float32, "device": "cpu"}
@@ -84,6 +86,12 @@ class Contest:
     def reading(self) -> Reading:
         """What the parent makes of the evaluation text."""
         return Reading(self.teacher, self.bench.texts["evaluation"])
+
+    @cached_property
+    def lesson(self) -> torch.Tensor:
+        """Token ids [S, T] to heal with: what the parent wrote for the library, and more."""
+        source = self.run.folder / "lesson.jsonl"
+        return written(self.parent, source, LENGTH, LESSON)
 
     def menu(self, goal: Goal) -> Menu:
         """What methods that pick blocks choose from."""

@@ -77,28 +77,34 @@ class Scale:
 
 def texts(parent: Parent, work: Path, scale: Scale) -> dict[str, torch.Tensor]:
     """Token ids [S, T] by split: calibration text as the scale says, the rest from the web."""
-    source = "embedded"
-    if scale.own:
-        source = str(work / "own.jsonl")
-        let_write(str(MODEL), Path(source), scale.calibration * 10 // 9 + OWN_SPARE)
     lines = WEB.read_text(encoding="utf-8").splitlines(keepends=True)
-
-    def tokens(source: str, length: int, count: int) -> torch.Tensor:
-        counts = {"calibration": count}  # of the source's documents, the largest part
-        return corpus.splits(source, parent.tokenizer, length=length, tokens=counts, seed=0)[
-            "calibration"
-        ]
 
     def web(split: str, part: int, length: int, count: int) -> torch.Tensor:
         path = work / f"web-{split}.jsonl"
         path.write_text("".join(lines[part::2]), encoding="utf-8")
-        return tokens(str(path), length, count)
+        return tokens_of(parent, str(path), length, count)
 
+    taught = scale.length, scale.calibration
     return {
-        "calibration": tokens(source, scale.length, scale.calibration),
+        "calibration": written(parent, work / "own.jsonl", *taught)
+        if scale.own
+        else tokens_of(parent, "embedded", *taught),
         "scoring": web("scoring", 0, scale.length, scale.scoring),
         "evaluation": web("evaluation", 1, LENGTH, EVALUATION),
     }
+
+
+def written(parent: Parent, path: Path, length: int, count: int) -> torch.Tensor:
+    """Token ids [S, T] of text that the parent writes into this file, where it has not yet."""
+    let_write(str(MODEL), path, count * 10 // 9 + OWN_SPARE)
+    return tokens_of(parent, str(path), length, count)
+
+
+def tokens_of(parent: Parent, source: str, length: int, count: int) -> torch.Tensor:
+    """Token ids [S, T] of a source's calibration split, the largest part of its documents."""
+    counts = {"calibration": count}
+    cut = corpus.splits(source, parent.tokenizer, length=length, tokens=counts, seed=0)
+    return cut["calibration"]
 
 
 class Bench:
