@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -21,7 +22,7 @@ from puzzle.run import CONFIG
 from puzzle.score import Score, Scores, scores
 from puzzle.settle import Doubt, settle
 from puzzle.space import layer_blocks
-from puzzle.swap import Swap, swaps
+from puzzle.swap import Swap, removal, swaps
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,41 @@ def test_the_settled_choice_is_no_worse_in_exact_scores_than_the_first(
         for each in (menu, settled)
     )
     assert last <= first + 1e-9
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_where_hopes_are_not_beaten_the_settled_choice_is_the_best_of_all(
+    library: Library, menu: Menu, found: Scores, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exact scores are drawn from the hopeful one up to twice the score."""
+    draw = random.Random(seed)
+    alone = [
+        Swap(layer, (block,))
+        for layer, blocks in enumerate(menu.losses)
+        for block in blocks
+        if block != library.parent.blocks[layer]
+    ]
+    runs = [removal(*run) for run in menu.removals]
+    truth = {swap: draw.uniform(module.HOPE, 2) * loss(menu, swap) for swap in (*alone, *runs)}
+
+    def drawn(_: Library, wanted: list[Swap]) -> dict[Swap, dict[str, dict[str, float]]]:
+        return {swap: {"kl": {"mean": truth[swap]}} for swap in wanted}
+
+    monkeypatch.setattr(module, "exact", drawn)
+    monkeypatch.setattr(module, "MOST", len(truth))
+    settled, evaluations = settle(library, menu, found, "picked")
+    best = choose(menu.with_losses(truth))[0].loss
+    assert choose(settled)[0].loss == pytest.approx(best)
+    assert evaluations < len(truth)
+
+
+def test_exact_scores_have_a_limit(
+    library: Library, menu: Menu, found: Scores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST", 1)
+    _, evaluations = settle(library, menu, found, "picked")
+    layers = len(menu.losses)
+    assert layers <= evaluations < 2 * layers
 
 
 @pytest.mark.parametrize(("doubt", "expected"), [("never", 0), ("saturated", 1)])
