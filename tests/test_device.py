@@ -39,6 +39,12 @@ def there(monkeypatch: pytest.MonkeyPatch) -> There:
     return within
 
 
+@pytest.fixture(scope="module")
+def near(tiny_parent: str, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """A search on the CPU; the runs that other tests share hold more than one search writes."""
+    return search(tiny_parent, out=tmp_path_factory.mktemp("near") / "run", settings=SETTINGS)
+
+
 def test_the_other_device_refuses_what_a_gpu_refuses(there: There) -> None:
     with there() as seen:
         far, near = torch.ones(2, 3).to(DEVICE), torch.ones(2, 3)
@@ -55,13 +61,13 @@ def test_the_other_device_refuses_what_a_gpu_refuses(there: There) -> None:
 
 
 def test_a_search_writes_the_same_run(
-    there: There, result: Result, tiny_parent: str, tmp_path: Path
+    there: There, near: Result, tiny_parent: str, tmp_path: Path
 ) -> None:
     """Bit for bit, and no matrix is multiplied on the CPU."""
     with there() as seen:
-        found = search(tiny_parent, out=tmp_path / "run", settings=SETTINGS)
+        far = search(tiny_parent, out=tmp_path / "run", settings=SETTINGS)
     assert seen.matmuls == 0
-    one, two = result.run, found.run
+    one, two = near.run, far.run
     for kind in ("trace/**/*", "library/*", "scores/**/*", "solutions/*", "children/*/*"):
         names = two.names(kind)
         assert names
@@ -71,7 +77,7 @@ def test_a_search_writes_the_same_run(
 
 def test_a_run_is_compared_and_a_model_writes(
     there: There,
-    result: Result,
+    near: Result,
     tiny_parent: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -79,12 +85,12 @@ def test_a_run_is_compared_and_a_model_writes(
     """Both to the bits of the CPU."""
     questions = accuracy_items()[:8]
     monkeypatch.setattr("puzzle.corpus.accuracy_items", lambda: questions)
-    far, near = (shutil.copytree(result.run.folder, tmp_path / name) for name in ("far", "near"))
+    one, two = (shutil.copytree(near.run.folder, tmp_path / name) for name in ("near", "far"))
     with there() as seen:
-        found = evaluate(far, lengths=[64])
+        found = evaluate(two, lengths=[64])
         assert sample(tiny_parent, tmp_path / "far.jsonl", 50) > 50
     assert seen.matmuls == 0
-    again = evaluate(near, lengths=[64])
+    again = evaluate(one, lengths=[64])
     assert (found.cells, found.lines()) == (again.cells, again.lines())
     sample(tiny_parent, tmp_path / "near.jsonl", 50)
     assert (tmp_path / "far.jsonl").read_bytes() == (tmp_path / "near.jsonl").read_bytes()
