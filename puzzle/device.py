@@ -16,7 +16,7 @@ from puzzle.errors import PuzzleError
 from puzzle.ranks import here
 
 Params = ParamSpec("Params")
-Result = TypeVar("Result")
+Made = TypeVar("Made")
 
 
 def best() -> torch.device:
@@ -36,11 +36,11 @@ def best() -> torch.device:
     return torch.device("cuda", here().local)
 
 
-def placed(command: Callable[Params, Result]) -> Callable[Params, Result]:
-    """The command on the best device; its PuzzleErrors say where that is out of memory."""
+def placed(command: Callable[Params, Made]) -> Callable[Params, Made]:
+    """The command, run on the best device; that this is out of memory is a PuzzleError."""
 
     @functools.wraps(command)
-    def run(*args: Params.args, **kwargs: Params.kwargs) -> Result:
+    def run(*args: Params.args, **kwargs: Params.kwargs) -> Made:
         device = best()
         if device == current():
             return command(*args, **kwargs)
