@@ -122,5 +122,11 @@ def _run(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
 @contextmanager
 def elsewhere() -> Iterator[InSight]:
     """`DEVICE` is a device meanwhile; yields the count of products of matrices on the CPU."""
-    with InSight() as seen, _OutOfSight():
-        yield seen
+    swaps = torch.__future__.get_swap_module_params_on_conversion()
+    # else a module that moves keeps its parameters, with other numbers inside: these stay in sight
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        with InSight() as seen, _OutOfSight():
+            yield seen
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(swaps)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
 
+from puzzle.device import current
 from puzzle.errors import PuzzleError
 from puzzle.export import configuration_puzzle, modeling_puzzle
 from puzzle.modules import FAMILIES
@@ -38,7 +39,9 @@ def load_checkpoint(folder: Path, dtype: torch.dtype | str = "auto") -> PreTrain
     """
     register()
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        with torch.device("cpu"):  # to load elsewhere, transformers wants another package
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        return model.eval().to(current())
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise PuzzleError(f"{folder} is no checkpoint that loads: {reason}") from None
