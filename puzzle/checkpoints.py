@@ -19,7 +19,8 @@ from puzzle.ranks import here
 from puzzle.run import Run
 from puzzle.shards import local, put
 
-EVERY_S = 30.0
+EVERY_S = 30.0  # at least
+SHARE = 20  # of the time that writing one takes, between two
 MOMENTS = {"mean": "exp_avg", "square": "exp_avg_sq"}  # in a record -> in AdamW
 Losses = list[dict[str, float]]  # of each step
 
@@ -32,15 +33,16 @@ class Checkpoints:
     folder: str
     inputs: str
     saved: float = field(default_factory=time.monotonic)
+    took_s: float = 0.0
 
     @property
     def due(self) -> bool:
         """Whether the last one is old; the leading rank decides for all."""
-        return here().agree(time.monotonic() - self.saved > EVERY_S)
+        return here().agree(time.monotonic() - self.saved > max(EVERY_S, SHARE * self.took_s))
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, losses: Losses) -> None:
         """Write a checkpoint and drop the one before."""
-        tensors = {}
+        begin, tensors = time.monotonic(), {}
         for name, parameter in model.named_parameters():
             tensors[name] = parameter.detach()
             for suffix, moment in MOMENTS.items():
@@ -51,6 +53,7 @@ class Checkpoints:
             best = checks.best(losses)
             self._drop({self._step(len(losses)), *([self._best(best)] if best else [])})
         self.saved = time.monotonic()
+        self.took_s = self.saved - begin
 
     def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Losses:
         """Take up the last checkpoint, if there is one; returns the losses of its steps."""

@@ -7,7 +7,8 @@ which `placed` sets for so long. `CUDA_VISIBLE_DEVICES=` hides the GPUs of a mac
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -62,6 +63,14 @@ def placed(command: Callable[Params, Made]) -> Callable[Params, Made]:
 def current() -> torch.device:
     """Where tensors are made now."""
     return torch.get_default_device()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """What is drawn inside depends on the seed alone; outside nothing changes."""
+    with torch.random.fork_rng([current()] if current().type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def drawn(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:

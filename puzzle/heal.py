@@ -123,7 +123,9 @@ def corrected(
 def _guide(teacher: PuzzleForCausalLM, dtype: torch.dtype) -> Trunk:
     """The teacher in the dtype of the arithmetic; where ranks share it, a copy that they do."""
     if here().world > 1 or _dtype(teacher) != dtype:
-        teacher = copy.deepcopy(teacher).to(dtype)
+        teacher = copy.deepcopy(teacher)
+        for parameter in teacher.parameters():  # not its buffers: rotary angles need float32
+            parameter.data = parameter.data.to(dtype)
     guide = Trunk(teacher)
     shard(guide, teacher.model.layers, dtype)
     return guide

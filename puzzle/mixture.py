@@ -78,18 +78,24 @@ def healing_text(config: Config, tokenizer: Any, calibration_ST: torch.Tensor) -
     Raises:
         PuzzleError: too little text, with what is asked for.
     """
-    options = config.heal
-    if options.data is None:
+    if config.heal.data is None:
         return calibration_ST
-    wanted = options.data_tokens or options.tokens
+    return lesson(config, config.heal.data, tokenizer)["calibration"]
+
+
+def lesson(
+    config: Config, data: str | Mixture, tokenizer: Any, others: Mapping[str, int] | None = None
+) -> dict[str, torch.Tensor]:
+    """Token ids [S, T] of the split `calibration`, which healing reads, and of others by name."""
+    wanted = config.heal.data_tokens or config.heal.tokens
     try:
         return mixed(
-            options.data,
+            data,
             tokenizer,
             length=config.sequence_length,
-            tokens={"calibration": wanted},
+            tokens={"calibration": wanted, **(others or {})},
             seed=config.seed,
-        )["calibration"]
+        )
     except PuzzleError as error:
         reason = str(error).partition(";")[0]  # what comes then is advice for a search
         raise PuzzleError(

@@ -5,6 +5,7 @@ Legend: S sequences, T tokens.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from puzzle.errors import PuzzleError
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
 from puzzle.losses import End, Factors, Text, cosine_loss, head_loss
 
+TOLERANCE = 1e-3  # of a logit, relative to the largest
 Streams = tuple[torch.Tensor, ...]
 Pairs = Sequence[tuple[int, int]]  # streams that are compared: a student's, a teacher's
 
@@ -62,6 +64,11 @@ class Objective(nn.Module):
         self.pairs: Pairs = ()
         if teacher is not None and factors.cosine:
             self.pairs = matched(student.config, teacher.model.config, layers)
+        if not (self.pairs or factors.kl or factors.lm):
+            raise PuzzleError(
+                "nothing is left to learn from: hidden states of different widths are not "
+                "compared, or all losses are 0; set heal.kl or heal.lm above 0"
+            )
 
     @property
     def device(self) -> torch.device:
@@ -101,13 +108,32 @@ def run_trunk(
     return outputs.hidden_states or (), end
 
 
+@torch.no_grad()
+def check_head(name: str, model: Any, tokens_ST: torch.Tensor) -> None:
+    """PuzzleError where a model's logits are not those of its head on its last hidden states."""
+    wanted = model(tokens_ST).logits.flatten(0, 1).float()
+    trunk, head = getattr(model, "model", None), getattr(model, "lm_head", None)
+    error = math.inf
+    if trunk is not None and head is not None:
+        _, end = run_trunk(model, tokens_ST, streams=False)
+        found = (end.last_ND @ end.head_VD.T).float()
+        error = float((found - wanted).abs().max() / wanted.abs().max())
+    if not error <= TOLERANCE:
+        raise PuzzleError(
+            f"{name} makes its logits of more than a norm and a head, as models of the family "
+            f"{model.config.model_type} do; such are not trained here, but in transformers"
+        )
+
+
 def matched(student: Any, teacher: Any, layers: Sequence[int] = ()) -> Pairs:
     """Which streams are compared; none, with a warning, where hidden sizes differ.
 
     A layer's output is the stream that enters the next one. So what leaves layer j of a student
     that holds the teacher's `layers` is compared with what enters `layers[j + 1]` of the teacher,
     and what leaves the last with what leaves the last. Without `layers` they are taken to lie
-    evenly, which is each by each where there are as many.
+    evenly, which is each by each where there are as many. A stream that the student's next layer
+    hands on as it is, holding nothing, is compared behind that layer alone: the layers before may
+    do its part.
 
     Args:
         student: its configuration, as transformers has it; likewise the teacher's.
@@ -130,4 +156,11 @@ def matched(student: Any, teacher: Any, layers: Sequence[int] = ()) -> Pairs:
             f"heal.layers names {kept} for a student of {ours} layers; name {ours} of the "
             f"teacher's layers 0 to {theirs - 1}, in order"
         )
-    return [*((own, kept[own]) for own in range(1, ours)), (ours, theirs)]
+    empty = _empty(student)
+    return [*((own, kept[own]) for own in range(1, ours) if own not in empty), (ours, theirs)]
+
+
+def _empty(config: Any) -> set[int]:
+    """The layers that hold neither attention nor FFN."""
+    entries = enumerate(getattr(config, "block_configs", None) or ())
+    return {i for i, each in entries if each["attention"]["no_op"] and each["ffn"]["no_op"]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -21,6 +21,8 @@ from puzzle.export.modeling_puzzle import PuzzleLayer, layer_masks, norm
 from puzzle.modules import FAMILIES, Weights, build_layer, child_config, load, rotary
 from puzzle.shape import Shape
 from puzzle.stored import stored
+
+PIECE = 4096  # bytes, of a tensor that a fingerprint looks at
 
 
 class Parent:
@@ -40,13 +42,7 @@ class Parent:
     @cached_property
     def tokenizer(self) -> Any:
         """The parent's tokenizer; PuzzleError where the folder has none."""
-        try:
-            return AutoTokenizer.from_pretrained(self.folder)
-        except Exception as error:
-            raise PuzzleError(
-                f"{self.name} has no tokenizer that loads ({_first_line(error)}); "
-                "put tokenizer.json and tokenizer_config.json beside config.json"
-            ) from None
+        return load_tokenizer(self.folder, self.name)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -168,16 +164,46 @@ def checkpoint_folder(model: str) -> Path:
     return _config_file(folder, model).parent
 
 
+def load_tokenizer(folder: Path, name: str) -> Any:
+    """The tokenizer of a checkpoint; PuzzleError where the folder has none."""
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except Exception as error:
+        raise PuzzleError(
+            f"{name} has no tokenizer that loads ({_first_line(error)}); "
+            "put tokenizer.json and tokenizer_config.json beside config.json"
+        ) from None
+
+
 def checkpoint_print(folder: Path, dtype: torch.dtype) -> str:
-    """Identifies a checkpoint: a hash of its config and of each weight file's ends."""
+    """Identifies a checkpoint: a hash of its config and of pieces of every tensor.
+
+    A file that is not of safetensors is read whole.
+    """
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     digest.update(str(dtype).encode())
     for path in sorted(folder.glob("*.safetensors")):
+        for piece in _pieces(path):
+            digest.update(piece)
+    for path in sorted(folder.glob("*.bin")):
         with path.open("rb") as file:
-            digest.update(file.read(1 << 20))
-            file.seek(-min(path.stat().st_size, 1 << 20), 2)
-            digest.update(file.read())
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    """The header of a safetensors file, then the beginning, middle and end of each tensor."""
+    with path.open("rb") as file:
+        length = file.read(8)
+        header = file.read(int.from_bytes(length, "little"))
+        yield header
+        start = len(length) + len(header)
+        for name, entry in json.loads(header).items():
+            if name != "__metadata__":
+                first, last = entry["data_offsets"]
+                for place in (first, (first + last - PIECE) // 2, last - PIECE):
+                    file.seek(start + max(first, place))
+                    yield file.read(min(PIECE, last - first))
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -11,50 +11,63 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 from puzzle import corpus
-from puzzle.config import Config
+from puzzle.baselines.minitron.pruned import taught_by
+from puzzle.config import Config, Heal
 from puzzle.device import placed
+from puzzle.errors import PuzzleError
 from puzzle.export.register import load_checkpoint
 from puzzle.heal import Course, heal
-from puzzle.mixture import mixed
+from puzzle.mixture import lesson
 from puzzle.modules import Weights
-from puzzle.parent import checkpoint_folder, checkpoint_print
+from puzzle.objective import check_head
+from puzzle.parent import checkpoint_folder, checkpoint_print, load_tokenizer
 from puzzle.ranks import here
 from puzzle.run import Run, fingerprint
-from puzzle.tracker import tensorboard
+from puzzle.tracker import Watch, tensorboard
 from puzzle.training import Texts
 
 RECORD = "training"  # what says that a folder is done, and how it came to be
+LOOK = 32  # tokens that say whether a model's logits are what its head makes
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth")
 
 
 @placed
-def pretrain(config: Config, out: Path) -> Path:
+def pretrain(config: Config, out: Path, *, watch: Watch | None = None) -> Path:
     """Train `config.model` by `config.heal` on `config.data`, and write it as `out`; resumes.
+
+    Args:
+        watch: called after every step, for a tracker beside TensorBoard.
 
     Raises:
         PuzzleError: models, texts or losses that do not go together.
     """
     source = _folder(config.model)
     guide = checkpoint_folder(config.teacher) if config.teacher else None
+    if out.resolve() == source.resolve():
+        raise PuzzleError(f"{out} is what is trained and would be written over; give another --out")
+    options = taught_by(config.heal, source, config.teacher)
     run = Run(out)
     with run.locked():
         student = load_checkpoint(source)
-        texts = _texts(config, AutoTokenizer.from_pretrained(source))
-        course = Course(run, f"{RECORD}/trained", _inputs(config, source, guide, texts))
+        texts = _texts(config, load_tokenizer(source, config.model))
+        course = Course(run, f"{RECORD}/trained", _inputs(options, source, guide, texts))
         if run.fresh(RECORD, course.inputs):
             return out
         teacher = load_checkpoint(guide) if guide else None
-        with tensorboard(out / RECORD / "tensorboard") as watch:
-            weights = heal(course, student, teacher, texts, config.heal, watch=watch)
+        for name, model in ((config.model, student), (config.teacher, teacher)):
+            if model:
+                check_head(f"{name}", model, texts.training_ST[:1, :LOOK])
+        with tensorboard(out / RECORD / "tensorboard", watch) as watched:
+            weights = heal(course, student, teacher, texts, options, watch=watched)
         if here().leads:
             losses = run.info(course.record)["losses"]
             _write(out, source, student, weights)
-            made = {"model": config.model, "data": config.data, "heal": config.heal.model_dump()}
+            made = {"model": config.model, "data": config.data, "heal": options.model_dump()}
             run.save(RECORD, {**made, "losses": losses}, course.inputs)
-            (out / f"{course.record}.safetensors").unlink()
+            for tensors in (out / RECORD).glob("*.safetensors"):  # the model's, and a teacher's
+                tensors.unlink()
         here().barrier()
     return out
 
@@ -65,24 +78,17 @@ def _folder(model: str) -> Path:
 
 def _texts(config: Config, tokenizer: Any) -> Texts:
     """What is trained on and, where the loss is checked, what it is checked by."""
-    tokens = {"calibration": config.heal.data_tokens or config.heal.tokens}
-    if config.heal.checks:
-        tokens["scoring"] = config.tokens.scoring
-    texts = mixed(
-        *(config.heal.data or config.data, tokenizer),
-        length=config.sequence_length,
-        tokens=tokens,
-        seed=config.seed,
-    )
+    checks = {"scoring": config.tokens.scoring} if config.heal.checks else {}
+    texts = lesson(config, config.heal.data or config.data, tokenizer, checks)
     return Texts(texts["calibration"], texts.get("scoring"))
 
 
-def _inputs(config: Config, source: Path, guide: Path | None, texts: Texts) -> str:
+def _inputs(options: Heal, source: Path, guide: Path | None, texts: Texts) -> str:
     """Identifies all that the result depends on."""
     read = [text for text in (texts.training_ST, texts.validation_ST) if text is not None]
     models = [checkpoint_print(folder, torch.float32) for folder in (source, guide) if folder]
     digests = [corpus.digest(text) for text in read]
-    return fingerprint(models, config.heal.model_dump(), digests)
+    return fingerprint(models, options.model_dump(), digests)
 
 
 def _write(out: Path, source: Path, model: Any, weights: Weights) -> None:

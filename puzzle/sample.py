@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
-from puzzle.device import current, placed
+from puzzle.device import placed, seeded
 from puzzle.errors import PuzzleError
 from puzzle.export.register import load_checkpoint
-from puzzle.parent import checkpoint_folder, checkpoint_print
+from puzzle.generation import continued
+from puzzle.parent import checkpoint_folder, checkpoint_print, load_tokenizer
 from puzzle.progress import track
 
 TOGETHER = 64  # sequences that are written at the same time
@@ -40,7 +41,7 @@ def sample(model: str, out: Path, tokens: int) -> int:
         PuzzleError: the file is another model's, or the model does not say where a text ends.
     """
     folder = checkpoint_folder(model)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder, model)
     end, own = tokenizer.eos_token_id, checkpoint_print(folder, torch.float32)
     rows = _known(out, model, own)
     if end is None:
@@ -53,7 +54,7 @@ def sample(model: str, out: Path, tokens: int) -> int:
         batches = -(-missing // (TOGETHER * length))
         out.parent.mkdir(parents=True, exist_ok=True)
         for batch in track(range(first, first + batches), "sample", batches):
-            ids_ST = continued(writer, end, TOGETHER, length, seed=batch)
+            ids_ST = draw(writer, end, TOGETHER, length, seed=batch)
             for document in _documents(ids_ST, end):
                 said = {"tokens": len(document), "batch": batch, "model": own}
                 rows.append({"text": tokenizer.decode(document), **said})
@@ -61,23 +62,18 @@ def sample(model: str, out: Path, tokens: int) -> int:
     return sum(row["tokens"] for row in rows)
 
 
-@torch.inference_mode()
-def continued(
+def draw(
     model: PreTrainedModel, start: int, sequences: int, length: int, *, seed: int
 ) -> torch.Tensor:
     """Token ids [S, T] drawn from the model one after another behind `start`.
 
     An end of text is a token like others: the next text follows it, as where texts are packed.
     """
-    # what is left out here would be filled from the checkpoint's own defaults, were these there
-    model.generation_config = GenerationConfig(
+    asked = GenerationConfig(
         do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=length, pad_token_id=0
     )
-    begin_S1 = torch.full((sequences, 1), start)
-    with torch.random.fork_rng([current()] if current().type == "cuda" else []):
-        torch.manual_seed(seed)
-        found = model.generate(begin_S1, attention_mask=torch.ones_like(begin_S1))
-    return found[:, 1:]
+    with seeded(seed):
+        return continued(model, torch.full((sequences, 1), start), asked)[:, 1:]
 
 
 def _documents(ids_ST: torch.Tensor, end: int) -> Iterator[list[int]]:

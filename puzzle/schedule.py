@@ -31,7 +31,7 @@ def schedule(options: Heal, length: int) -> list[Step]:
     """Every step on text in sequences of `length` tokens, phase after phase.
 
     Raises:
-        PuzzleError: a phase whose sequences do not divide the text's.
+        PuzzleError: a phase shorter than its batch, or whose sequences do not divide the text's.
     """
     phases = options.schedule or (Phase(),)
     whole = sum(phase.share for phase in phases)
@@ -44,7 +44,13 @@ def schedule(options: Heal, length: int) -> list[Step]:
                 f"{length}; choose a divisor of that, or another sequence_length"
             )
         count = max(1, (phase.batch_tokens or options.batch_tokens) // length)
-        steps = round(options.tokens * phase.share / whole) // (count * length)
+        tokens = round(options.tokens * phase.share / whole)
+        steps = tokens // (count * length)
+        if options.tokens and not steps:
+            raise PuzzleError(
+                f"{tokens} tokens of healing are less than one batch of {count * length}; raise "
+                "heal.tokens (or the phase's share), or lower heal.batch_tokens"
+            )
         sizes += [(first + step * count, count, cut) for step in range(steps)]
         first += steps * count
     return [Step(*size, rate(step, len(sizes))) for step, size in enumerate(sizes)]
@@ -69,12 +75,7 @@ def sequences(count: int, first: int, wanted: int) -> torch.Tensor:
 
     The text is read again and again, each time in another order.
     """
-    picks = []
-    for place in range(first, first + wanted):
-        epoch, index = divmod(place, count)
-        picks.append(_shuffle(count, epoch)[index])
-    return torch.stack(picks)
-
-
-def _shuffle(count: int, epoch: int) -> torch.Tensor:
-    return shuffled(count, torch.Generator().manual_seed(epoch))
+    epochs = range(first // count, (first + wanted - 1) // count + 1)
+    orders = [shuffled(count, torch.Generator().manual_seed(epoch)) for epoch in epochs]
+    skipped = first % count
+    return torch.cat(orders)[skipped : skipped + wanted]

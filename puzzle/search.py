@@ -30,6 +30,7 @@ import torch
 from puzzle import corpus, records
 from puzzle.architecture import Architecture
 from puzzle.assemble import assemble, from_weights
+from puzzle.baselines.minitron.pruned import taught_by
 from puzzle.baselines.uniform import uniform
 from puzzle.budget import Budget, load_budget
 from puzzle.choose import choose
@@ -39,6 +40,7 @@ from puzzle.distill import behind, distill
 from puzzle.errors import PuzzleError
 from puzzle.evaluate import Reading, evaluate
 from puzzle.export.checkpoint import write_checkpoint
+from puzzle.export.gguf import check_writable
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
 from puzzle.export.rewrite import Child
 from puzzle.export.targets import check_family
@@ -64,7 +66,7 @@ from puzzle.settle import settle
 from puzzle.space import Options, layer_blocks, pieces
 from puzzle.swap import Blocks
 from puzzle.trace import trace, trace_print
-from puzzle.tracker import tensorboard
+from puzzle.tracker import Watch, tensorboard
 from puzzle.training import Texts
 from puzzle.trial import trial
 from puzzle.window import Window, windows
@@ -82,6 +84,7 @@ def search(
     out: str | Path | None = None,
     config: str | Path | None = None,
     settings: Sequence[str] = (),
+    watch: Watch | None = None,
 ) -> Result:
     """Derive a faster child from a pretrained parent, for a budget.
 
@@ -93,6 +96,7 @@ def search(
         out: the run directory; `runs/<model>` unless told otherwise.
         config: a YAML file with any field of `puzzle.config.Config`.
         settings: `a.b=c` overrides of the same fields, in order.
+        watch: called after every step of healing, for a tracker beside TensorBoard.
 
     Raises:
         PuzzleError: bad input, in one sentence.
@@ -103,7 +107,7 @@ def search(
     wanted = load_config(Path(config) if config else None, [*said, *settings])
     run = Run(out or Path("runs") / Path(wanted.model).name)
     with run.locked():
-        return _search(run, wanted)
+        return _search(run, wanted, watch)
 
 
 @placed
@@ -120,22 +124,25 @@ def solve(out: str | Path, budget: str) -> Result:
 
 
 @placed
-def heal_again(out: str | Path, *, settings: Sequence[str]) -> Result:
+def heal_again(out: str | Path, *, settings: Sequence[str], watch: Watch | None = None) -> Result:
     """Heal the child of a run anew, as if the run had been configured so from the start.
 
     Args:
         out: the run directory of a finished search.
         settings: what is to be different, like `heal.cosine=0`, or the `budget` of the child.
+        watch: called after every step, for a tracker beside TensorBoard.
     """
     run = Run.existing(out)
     config = load_config(run.folder / CONFIG, settings)
     with run.locked():
-        return _search(run, config)
+        return _search(run, config, watch)
 
 
-def _search(run: Run, config: Config) -> Result:
+def _search(run: Run, config: Config, watch: Watch | None) -> Result:
     parent, budget = open_parent(config.model, config.dtype), load_budget(config.budget)
     check_family(config.target, parent.family)
+    if config.target == "llama.cpp":
+        check_writable(parent.folder, parent.config)
     space = layer_blocks(parent.blocks, config.space, config.target)
     _require_feasible(parent, space, budget, config)
     _teacher(parent, config)  # what is wrong with it is said before anything is computed
@@ -148,7 +155,7 @@ def _search(run: Run, config: Config) -> Result:
     with run.stage("scores"):
         score(run, library, space, config.space.removal, made)
         here().barrier()
-    _make_child(library, space, texts, config, made=made, window=window)
+    _make_child(library, space, texts, config, made=made, window=window, watch=watch)
     here().barrier()
     return Result(run, budget.name)
 
@@ -186,6 +193,7 @@ def _make_child(
     *,
     made: str,
     window: Window,
+    watch: Watch | None,
 ) -> None:
     """Choose, mend, heal, evaluate and export the child of a scored library.
 
@@ -200,8 +208,8 @@ def _make_child(
         blocks, student = _fused(library, choice, child) if config.fuse else (choice.blocks, child)
     with run.stage("heal"):
         whole = assemble(library, parent.blocks)
-        inputs = fingerprint("mended", made, [*map(str, blocks)])
-        course, healed = _healed(library, student, whole, texts, config, inputs=inputs)
+        inputs = fingerprint("mended", made, [*map(str, choice.blocks)], config.fuse)
+        course, healed = _healed(library, student, whole, texts, config, inputs=inputs, watch=watch)
     if not here().leads:
         return
     with run.stage("evaluate"):
@@ -231,6 +239,7 @@ def _healed(
     config: Config,
     *,
     inputs: str,
+    watch: Watch | None,
 ) -> tuple[Course, Weights]:
     """The tensors of the student once healed by the whole parent or another teacher.
 
@@ -241,11 +250,12 @@ def _healed(
     other = _teacher(parent, config)
     teacher = assemble(replace(library, parent=other), other.blocks) if other else whole
     lesson = healing_text(config, parent.tokenizer, texts["calibration"])
-    taught = [config.heal.model_dump(), corpus.digest(lesson), other and other.fingerprint]
+    options = taught_by(config.heal, parent.folder, config.teacher)
+    taught = [options.model_dump(), corpus.digest(lesson), other and other.fingerprint]
     course = Course(run, records.child(name, "healed"), fingerprint(inputs, taught))
     read = Texts(lesson, texts["scoring"])
-    with tensorboard(run.folder / records.child(name, "tensorboard")) as watch:
-        return course, heal(course, student, teacher, read, config.heal, watch=watch)
+    with tensorboard(run.folder / records.child(name, "tensorboard"), watch) as watched:
+        return course, heal(course, student, teacher, read, options, watch=watched)
 
 
 def _evaluated(

@@ -1,4 +1,4 @@
-"""Where the losses of a training are seen while it runs: TensorBoard, or what you call instead."""
+"""Where the losses of a training are seen while it runs: TensorBoard, and what you call beside."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ FLUSH_S = 10
 
 
 @contextlib.contextmanager
-def tensorboard(folder: Path) -> Iterator[Watch]:
+def tensorboard(folder: Path, beside: Watch | None = None) -> Iterator[Watch]:
     """Write every loss and the learning rate as event files; `tensorboard --logdir` shows them.
 
-    Steps that a killed training had written after its last checkpoint are written over.
+    Steps that a killed training had written after its last checkpoint are written over. The
+    leading rank also calls `beside`, where it is given.
     """
     from tensorboardX import SummaryWriter
 
@@ -29,6 +30,8 @@ def tensorboard(folder: Path) -> Iterator[Watch]:
             writers.append(SummaryWriter(str(folder), purge_step=step, flush_secs=FLUSH_S))
         for name, value in progress.losses.items():
             writers[0].add_scalar(name, value, progress.step)
+        if beside:
+            beside(progress)
 
     try:
         yield watch if here().leads else lambda progress: None

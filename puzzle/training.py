@@ -17,6 +17,7 @@ import torch
 from puzzle import checks
 from puzzle.checkpoints import Checkpoints, Losses
 from puzzle.config import Heal
+from puzzle.device import seeded
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
 from puzzle.objective import Objective
 from puzzle.progress import track
@@ -89,7 +90,8 @@ class Training:
         rate = self.options.learning_rate * step.rate
         for group in optimizer.param_groups:
             group["lr"] = rate
-        losses = self._pass(batch(self.texts.training_ST, step), learn=True)
+        with seeded(len(self.losses)):  # what drops out, where a model has that
+            losses = self._pass(batch(self.texts.training_ST, step), learn=True)
         torch.nn.utils.clip_grad_norm_(self.objective.student.parameters(), CLIP)
         optimizer.step()
         optimizer.zero_grad()
@@ -112,7 +114,9 @@ class Training:
     def _check(self) -> None:
         """Judge the student by the validation text, and keep it where it is the best so far."""
         assert self.texts.validation_ST is not None
+        self.objective.eval()
         found = self._pass(self.texts.validation_ST, learn=False)
+        self.objective.train()
         release(self.objective)
         self.losses[-1][checks.CHECKED] = checks.judged(found)
         if checks.best(self.losses) == len(self.losses):

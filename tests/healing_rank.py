@@ -61,6 +61,6 @@ def healed_copy(job: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    checkpoints.EVERY_S = EVERY_S
+    checkpoints.EVERY_S, checkpoints.SHARE = EVERY_S, 0
     for job in json.loads(sys.argv[1]):
         healed_copy(job)

@@ -15,6 +15,7 @@ from puzzle.assemble import assemble, from_weights, gather
 from puzzle.corpus import accuracy_items, splits
 from puzzle.evaluate import Evaluation, Reading, continuation_log_likelihoods, evaluate
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
+from puzzle.generation import continuations
 from puzzle.library import Library
 from puzzle.parent import Parent, open_parent
 from puzzle.run import Run
@@ -190,3 +191,21 @@ def test_the_parent_of_a_family_is_assembled_bit_for_bit(
     few = tokens[:2, :40] % 97
     with torch.no_grad():
         assert torch.equal(model(few).logits, whole(few).logits)
+
+
+def test_continuations_are_the_likeliest_tokens_whatever_the_checkpoint_prefers(
+    reference: Any, parent: Parent, tokens: torch.Tensor
+) -> None:
+    def said() -> list[str]:
+        return continuations(reference, parent.tokenizer, tokens[:, :8], new_tokens=12)
+
+    plain = said()
+    reference.generation_config.repetition_penalty = 5.0
+    assert said() == plain
+    found = tokens[:, :8]
+    for _ in range(12):
+        with torch.no_grad():
+            nearest = reference(found).logits[:, -1:].argmax(-1)
+        found = torch.cat([found, nearest], dim=1)
+    written = parent.tokenizer.batch_decode(found[:, 8:], skip_special_tokens=True)
+    assert all(long.startswith(short) for long, short in zip(written, plain))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -145,7 +146,11 @@ def test_a_killed_healing_goes_on_to_the_same_bits(
                 raise KeyboardInterrupt
 
         monkeypatch.setattr(checkpoints, "EVERY_S", checkpoint_s)
+        monkeypatch.setattr(checkpoints, "SHARE", 0)
         child = assemble(library, BLOCKS)
+        for layer in child.model.layers:
+            if layer.self_attn is not None:
+                layer.self_attn.attention_dropout = 0.1  # so every step draws
         return heal(path, child, teacher, texts, options, watch=mortal)
 
     whole, killed = course(tmp_path / "whole"), course(tmp_path / "killed")
@@ -263,6 +268,7 @@ def test_a_healing_that_no_longer_helps_ends_and_its_best_is_kept(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoints, "EVERY_S", 0.0)
+    monkeypatch.setattr(checkpoints, "SHARE", 0)
     killed = course(tmp_path / "killed")
     with pytest.raises(KeyboardInterrupt):
         heal(killed, child, None, texts, options, watch=mortal)
@@ -287,3 +293,32 @@ def test_a_parent_that_learned_the_text_teaches_another_child(
     assert lessons[-1]["lm"] < lessons[0]["lm"]
     rates = [step["learning_rate"] for step in path.run.info(path.record)["losses"]]
     assert max(step["learning_rate"] for step in lessons) == pytest.approx(max(rates) / 5)
+
+
+def test_a_teacher_in_bfloat16_turns_by_angles_in_float32(teacher: PuzzleForCausalLM) -> None:
+    guide = stage._guide(teacher, torch.bfloat16).model
+    assert {p.dtype for p in guide.parameters()} == {torch.bfloat16}
+    own, whole = dict(guide.named_buffers()), dict(teacher.named_buffers())
+    assert own
+    assert all(torch.equal(own[name], whole[name]) for name in whole)
+
+
+def test_a_checkpoint_that_takes_long_to_write_is_written_less_often(
+    library: Library, tmp_path: Path
+) -> None:
+    saved = course(tmp_path).checkpoints
+    child = assemble(library, BLOCKS).requires_grad_()
+    optimizer = torch.optim.AdamW(child.parameters())
+    child(sequences(1, seed=0), labels=sequences(1, seed=0)).loss.backward()
+    optimizer.step()
+
+    def due_after(seconds: float) -> bool:
+        saved.saved = time.monotonic() - seconds
+        return saved.due
+
+    assert [due_after(seconds) for seconds in (29, 31)] == [False, True]
+    begin = time.monotonic()
+    saved.save(child, optimizer, [{}])
+    assert 0 < saved.took_s <= time.monotonic() - begin
+    saved.took_s = 10.0
+    assert [due_after(seconds) for seconds in (199, 201)] == [False, True]

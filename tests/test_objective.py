@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +10,12 @@ import torch
 import transformers
 from tiny import SIZES
 
+from puzzle.blocks.variant import Block
 from puzzle.errors import PuzzleError
 from puzzle.losses import Factors
-from puzzle.objective import Objective, Trunk, matched, run_trunk
+from puzzle.modules import child_config
+from puzzle.objective import Objective, Trunk, check_head, matched, run_trunk
+from puzzle.parent import Parent
 
 
 def config(layers: int, hidden: int = 64) -> SimpleNamespace:
@@ -83,3 +87,35 @@ def test_the_teacher_is_no_part_of_the_objective() -> None:
     student = model()
     objective = Objective(student, Trunk(model()), Factors())
     assert len(list(objective.parameters())) == len(list(student.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("factors", "width"), [(Factors(cosine=1, kl=0), 32), (Factors(cosine=0, kl=0), 64)]
+)
+@pytest.mark.filterwarnings("ignore:the student's hidden size")
+def test_nothing_to_learn_from_is_refused(factors: Factors, width: int) -> None:
+    with pytest.raises(PuzzleError, match="nothing is left to learn from"):
+        Objective(model(hidden_size=width), Trunk(model()), factors)
+
+
+def test_what_an_empty_layer_hands_on_is_compared_behind_it_alone(
+    checkpoints: dict[str, Path],
+) -> None:
+    config = Parent(checkpoints["llama"], "llama").config
+    text = "gqa2+ffn96 noop+noop noop+noop gqa1+ffn32 noop+noop"
+    child = child_config(config, list(map(Block.parse, text.split())))
+    child.num_hidden_layers = 5
+    assert matched(child, SimpleNamespace(num_hidden_layers=5, hidden_size=64)) == [
+        (3, 3), (5, 5)
+    ]  # fmt: skip
+
+
+def test_a_model_whose_logits_are_not_its_heads_alone_is_refused() -> None:
+    tokens = torch.arange(12).view(1, 12)
+    sizes = {key: SIZES[key] for key in SIZES}
+    check_head("llama", transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)), tokens)
+    config = transformers.GraniteConfig(**sizes, logits_scaling=8.0)
+    gpt = transformers.GPT2Config(vocab_size=97, n_embd=32, n_layer=1, n_head=2, n_positions=32)
+    for other in (transformers.GraniteForCausalLM(config), transformers.GPT2LMHeadModel(gpt)):
+        with pytest.raises(PuzzleError, match="more than a norm and a head, as models of the fam"):
+            check_head("other", other, tokens)

@@ -69,3 +69,18 @@ def test_a_missing_tokenizer_says_what_to_add(checkpoints: dict[str, Path]) -> N
 def test_a_folder_that_is_no_checkpoint_says_so(tmp_path: Path) -> None:
     with pytest.raises(PuzzleError, match=r"has no config\.json"):
         open_parent(str(tmp_path))
+
+
+def test_a_change_in_the_middle_of_a_checkpoint_is_another_parent(
+    tiny_parent: str, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny_parent, copy)
+    assert open_parent(str(copy)).fingerprint == open_parent(tiny_parent).fingerprint
+    tensors = load_file(copy / "model.safetensors")
+    assert sum(tensor.nbytes for tensor in tensors.values()) > 2**20
+    for name, tensor in tensors.items():
+        changed = tensor.clone()
+        changed.view(-1)[tensor.numel() // 2] += 1
+        save_file({**tensors, name: changed}, copy / "model.safetensors", {"format": "pt"})
+        assert open_parent(str(copy)).fingerprint != open_parent(tiny_parent).fingerprint, name

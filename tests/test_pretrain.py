@@ -16,7 +16,10 @@ from tiny import SETTINGS
 import puzzle
 from puzzle import open_result, search
 from puzzle.cli import main
+from puzzle.config import load_config
+from puzzle.pretrain import pretrain
 from puzzle.result import Result
+from puzzle.training import Progress
 
 FEW = ["--set", "heal.tokens=1024", "--set", "heal.batch_tokens=128", "--set", "sequence_length=32"]
 
@@ -111,15 +114,35 @@ def test_an_exported_child_learns_from_a_teacher(
         (["{run}", "--data", "a=1", "--data", "a=2"], "names a twice"),
         (["{model}", "--out", "{tmp}/x", "--data", "embedded", *FEW], "need a teacher"),
         (["{tmp}", "--out", "{tmp}/x", "--data", "embedded", *FEW], "is no checkpoint that loads"),
+        (["{model}", "--out", "{model}"], "would be written over; give another --out"),
+        (
+            ["{model}", "--out", "{tmp}/x", "--loss", "lm", "--data", "{few}"],
+            "or read it several times with --set heal.data_tokens",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(
     heal, result: Result, tiny_parent: str, tmp_path: Path, words: list[str], sentence: str
 ) -> None:
+    (few := tmp_path / "few.txt").write_text("a few words\n\n" * 40)
     places = {"{tmp}": str(tmp_path), "{run}": str(result.run.folder), "{model}": tiny_parent}
+    places["{few}"] = str(few)
     for place, path in places.items():
         words = [word.replace(place, path) for word in words]
     code, _, err = heal(*words)
     assert code == 2
     assert sentence in err
     assert "Traceback" not in err
+
+
+def test_a_corrected_teacher_does_not_stay_and_steps_are_told(
+    tiny_parent: str, tmp_path: Path
+) -> None:
+    few = [word for word in FEW if word != "--set"]
+    settings = [*few, f"model={tiny_parent}", f"teacher={tiny_parent}", "heal.correct_tokens=256"]
+    steps: list[Progress] = []
+    pretrain(load_config(None, settings), tmp_path / "out", watch=steps.append)
+    assert [progress.step for progress in steps] == list(range(1, 9))
+    assert steps[-1].tokens == 1024
+    written = {path.name for path in tmp_path.glob("out/**/*.safetensors")}
+    assert written == {"model.safetensors"}

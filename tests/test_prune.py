@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 from tiny import SETTINGS
 
 from puzzle import open_parent, prune, search
 from puzzle.baselines.minitron.cut import Cut
 from puzzle.baselines.minitron.minitron import CONFIG
 from puzzle.baselines.minitron.outcome import Pruned
+from puzzle.baselines.minitron.pruned import kept_layers, taught_by, write_pruned
 from puzzle.baselines.minitron.workshop import partway
 from puzzle.cli import main
+from puzzle.config import Heal
 from puzzle.corpus import splits
 from puzzle.errors import PuzzleError
+from puzzle.modules import Weights
+from puzzle.parent import Parent
 
 QUICK = [*SETTINGS, "prune.tokens=256", "prune.light=256", "prune.candidates=2"]
 
@@ -90,6 +96,39 @@ def test_the_search_goes_on_from_a_pruned_parent_taught_by_the_whole(
     assert result.served("parent")["params"] == whole.model_params(whole.blocks)
     assert result.served("child")["tokens_per_s"] > result.served("parent")["tokens_per_s"]
     assert (result.checkpoint / "model.safetensors").exists()
+
+
+def test_a_student_knows_which_layers_of_its_teacher_it_holds(
+    tiny_parent: str, tmp_path: Path
+) -> None:
+    """Cut by depth, then again: each of the layers left stands for one of the whole."""
+    whole, places = open_parent(tiny_parent), [tmp_path / "once", tmp_path / "twice"]
+    for folder, layers in zip(places, ((0, 2), (1,))):
+        parent = whole if folder == places[0] else open_parent(str(places[0]))
+        model = tiny_weights(parent)
+        cut = replace(Cut.whole(parent.shape), layers=layers)
+        kept = {
+            name.replace(f"layers.{old}.", f"layers.{new}.", 1): tensor
+            for new, old in enumerate(layers)
+            for name, tensor in model.items()
+            if f"layers.{old}." in name or "layers." not in name
+        }
+        write_pruned(folder, parent, cut, kept)
+    once, twice = places
+    assert kept_layers(once, tiny_parent) == (0, 2)
+    assert kept_layers(twice, tiny_parent) == (2,)
+    assert kept_layers(twice, str(once)) == (1,)
+    assert kept_layers(once, "another") == kept_layers(Path(tiny_parent), tiny_parent) == ()
+    options = Heal()
+    assert taught_by(options, twice, tiny_parent).layers == (2,)
+    assert taught_by(options, twice, None) == options
+    named = Heal(layers=(0,))
+    assert taught_by(named, twice, tiny_parent) == named
+
+
+def tiny_weights(parent: Parent) -> Weights:
+    """Every tensor of a parent by its name in the checkpoint."""
+    return load_file(parent.folder / "model.safetensors")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from puzzle import corpus
 from puzzle import sample as module
 from puzzle.cli import main
 from puzzle.errors import PuzzleError
-from puzzle.sample import continued, sample
+from puzzle.sample import draw, sample
 
 START, OTHER = 3, 5
 
@@ -27,7 +27,7 @@ def test_tokens_are_drawn_from_the_models_own_distribution(checkpoints: dict[str
     model.generation_config.update(
         temperature=0.2, top_k=2, repetition_penalty=3.0, eos_token_id=OTHER, num_beams=2
     )
-    ids = continued(model, START, 64, 40, seed=0)
+    ids = draw(model, START, 64, 40, seed=0)
     assert ids.shape == (64, 40)
     with torch.no_grad():
         before = torch.cat([torch.full((64, 1), START), ids[:, :-1]], dim=1)
@@ -42,7 +42,7 @@ def test_tokens_are_drawn_from_the_models_own_distribution(checkpoints: dict[str
 def test_the_same_seed_writes_the_same(checkpoints: dict[str, Path]) -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(checkpoints["llama"]).eval()
     state = torch.get_rng_state()
-    first, again, other = (continued(model, START, 3, 8, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (draw(model, START, 3, 8, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(torch.get_rng_state(), state)

@@ -49,3 +49,17 @@ def test_sequences_that_do_not_divide_the_text_are_refused() -> None:
     options = Heal(schedule=(Phase(sequence_length=100),))
     with pytest.raises(PuzzleError, match=r"sequences of 100 tokens, the text comes in .* of 256"):
         schedule(options, 256)
+
+
+def test_places_are_those_of_one_permutation_an_epoch() -> None:
+    whole = sequences(7, 0, 21).tolist()
+    assert [sorted(whole[at : at + 7]) for at in (0, 7, 14)] == [list(range(7))] * 3
+    assert sequences(7, 5, 11).tolist() == whole[5:16]
+
+
+@pytest.mark.parametrize("schedule_", [(), (Phase(share=1), Phase(share=9))])
+def test_fewer_tokens_than_a_batch_are_refused(schedule_: tuple[Phase, ...]) -> None:
+    options = Heal(tokens=1000, batch_tokens=2048, schedule=schedule_)
+    with pytest.raises(PuzzleError, match=r"00 tokens of healing are less than one batch of 2048"):
+        schedule(options, 64)
+    assert schedule(Heal(tokens=0, schedule=schedule_), 64) == []

@@ -51,9 +51,11 @@ def write_gguf(path: Path, child: Child, folder: Path) -> Path:
 
     Raises:
         PuzzleError: a tokenizer or rotary scaling that has no place in the file, a tensor too many
-            or of another shape, gguf not installed.
+            or of another shape, a folder of this name, gguf not installed.
     """
     gguf = _library()
+    if path.is_dir():
+        raise PuzzleError(f"{path} is a folder; name the file, like {path / 'child.gguf'}")
     vocabulary = read_vocabulary(folder, child.config.vocab_size)
     tensors = _tensors(child)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,6 +74,13 @@ def write_gguf(path: Path, child: Child, folder: Path) -> Path:
     finally:
         new.unlink(missing_ok=True)
     return path
+
+
+def check_writable(folder: Path, config: Any) -> None:
+    """PuzzleError where children of this parent would have no place in a GGUF file."""
+    _library()
+    read_vocabulary(folder, config.vocab_size)
+    rope_factors(config)
 
 
 def _library() -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from puzzle.baselines.minitron.cut import Cut
+from puzzle.config import Heal
 from puzzle.export.checkpoint import (
     copy_parent_files,
     replacing,
@@ -50,5 +51,26 @@ def write_pruned(folder: Path, parent: Parent, cut: Cut, weights: Weights) -> Pa
         config.save_pretrained(new)
         write_weights(new, weights, layout)
         copy_parent_files(parent, new)
-        (new / MARK).write_text(json.dumps({"parent": parent.name, "cut": str(cut)}) + "\n")
+        mark = {"parent": parent.name, "cut": str(cut), "layers": cut.layers}
+        (new / MARK).write_text(json.dumps(mark) + "\n")
     return folder
+
+
+def taught_by(options: Heal, folder: Path, teacher: str | None) -> Heal:
+    """The options of healing what was cut from `teacher`: they name the layers it still has."""
+    if teacher is None or options.layers:
+        return options
+    return options.model_copy(update={"layers": kept_layers(folder, teacher)})
+
+
+def kept_layers(folder: Path, model: str) -> tuple[int, ...]:
+    """The layers of the model that a checkpoint cut from it holds; none if cut from another."""
+    path = folder / MARK
+    if not path.exists():
+        return ()
+    mark = json.loads(path.read_text())
+    layers: list[int] = mark.get("layers", [])
+    if mark["parent"] == model:
+        return tuple(layers)
+    below = kept_layers(Path(mark["parent"]), model)
+    return tuple(below[layer] for layer in layers) if below else ()
