@@ -148,9 +148,9 @@ class Choose(StrictModel):
 
 
 class Evaluate(StrictModel):
-    """How many multiple-choice questions of the embedded set are asked, 1000 at most."""
+    """How many multiple-choice questions of the embedded set are asked: all unless told."""
 
-    items: PositiveInt = 1_000
+    items: PositiveInt = 834
 
 
 class Phase(StrictModel):
@@ -214,7 +214,7 @@ class Prune(StrictModel):
 
 
 class Ceiling(StrictModel):
-    """What a search may take: disk for its streams, resident memory for each process."""
+    """What a search may take: disk for its streams, and of each process memory, that of its GPU."""
 
     disk: Size | None = None
     memory: Size | None = None

@@ -53,8 +53,8 @@ def placed(command: Callable[Params, Made]) -> Callable[Params, Made]:
         except torch.OutOfMemoryError as error:
             raise PuzzleError(
                 f"out of memory on {device} ({str(error).splitlines()[0]}); nothing done so far is "
-                "lost: run the same command on a larger GPU, or on the CPU with "
-                "CUDA_VISIBLE_DEVICES="
+                "lost: run the same command with --set ceiling.memory below what the GPU has, on a "
+                "larger one, or on the CPU with CUDA_VISIBLE_DEVICES="
             ) from None
 
     return run

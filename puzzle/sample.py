@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from puzzle.device import placed, seeded
 from puzzle.errors import PuzzleError
@@ -47,13 +47,13 @@ def sample(model: str, out: Path, tokens: int) -> int:
     if end is None:
         raise PuzzleError("the tokenizer has no end-of-text token; set eos_token in its config")
     first = rows[-1]["batch"] + 1 if rows else 0
-    missing = tokens - sum(row["tokens"] for row in rows)
-    if missing > 0:
+    config = AutoConfig.from_pretrained(folder)
+    length = min(LENGTH, getattr(config, "max_position_embeddings", LENGTH) - 1)
+    batches = range(first, -(-tokens // (TOGETHER * length)))
+    if batches:
         writer = load_checkpoint(folder, torch.float32)
-        length = min(LENGTH, getattr(writer.config, "max_position_embeddings", LENGTH) - 1)
-        batches = -(-missing // (TOGETHER * length))
         out.parent.mkdir(parents=True, exist_ok=True)
-        for batch in track(range(first, first + batches), "sample", batches):
+        for batch in track(batches, "sample", len(batches)):
             ids_ST = draw(writer, end, TOGETHER, length, seed=batch)
             for document in _documents(ids_ST, end):
                 said = {"tokens": len(document), "batch": batch, "model": own}

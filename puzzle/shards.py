@@ -9,9 +9,11 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from puzzle.device import current
 from puzzle.ranks import here
 
 
@@ -24,11 +26,12 @@ def shard(whole: nn.Module, layers: Iterable[nn.Module], dtype: torch.dtype) -> 
     if here().world == 1:
         return
     here().join()
+    mesh = init_device_mesh(current().type, (here().world,))  # a build for CUDA would assume GPUs
     policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
     for layer in layers:
         if any(True for _ in layer.parameters()):  # a layer may be empty
-            fully_shard(layer, mp_policy=policy)
-    fully_shard(whole, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
+            fully_shard(layer, mesh=mesh, mp_policy=policy)
+    fully_shard(whole, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
 
 
 def release(whole: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +22,11 @@ from puzzle.baselines.minitron.pruned import model_of, write_pruned
 from puzzle.baselines.minitron.sizes import size_in, target_of
 from puzzle.baselines.minitron.width import prune_tensors
 from puzzle.blocks.variant import FFN
+from puzzle.budget import load_budget
 from puzzle.config import load_config
 from puzzle.errors import PuzzleError
+from puzzle.hardware.roofline import model_cost
+from puzzle.hardware.throughput import reference, reference_of
 from puzzle.parent import Parent, open_parent
 
 DENSE = ["llama", "llama-tied", "mistral", "qwen2", "qwen3", "nemotron"]
@@ -320,6 +324,22 @@ def test_throughput_and_memory_are_targets_too() -> None:
         assert wanted == pytest.approx(float(target[:-1]) * size_of(whole))
         kinds = near(Grid(whole, "llama", ["width", "depth"]), wanted, size_of, lambda gone: ())
         assert kinds
+
+
+def test_memory_is_that_of_the_parents_batch() -> None:
+    """A smaller model may be fastest at a larger batch, whose cache is no fault of the cut."""
+    parent = open_parent("embedded")
+    config = load_config(None, ["prune.of=memory", "prune.target=0.6x"])
+    whole, size_of = Cut.whole(parent.shape), size_in(parent, config)
+    budget = load_budget(config.budget)
+    batch = reference_of(parent.shape, budget).batch
+    half = replace(whole, layers=whole.layers[:4])
+    shape = half.shape(parent.config)
+    cost = model_cost(
+        shape, shape.blocks, workload=budget.workload, batch=batch, device=budget.device
+    )
+    assert size_of(half) == reference({batch: cost}, budget.workload, math.inf).memory_bytes
+    assert size_of(half) < size_of(whole)
 
 
 @pytest.mark.parametrize(

@@ -235,11 +235,15 @@ def test_the_command_prints_the_table_and_where_the_checkpoint_is(
         (["--target", "much"], "expected a multiple of the parent's like 0.75x"),
         (["--of", "latency"], "prune.of=latency"),
         (["--axes", "length"], "prune.axes=[length]"),
+        (["--set", "costs={table}"], "times of one hidden size and number of heads"),
+        (["--set", "teacher=embedded"], "prune learns from the model that it prunes"),
     ],
 )
 def test_bad_input_is_one_sentence(
     words: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
+    (table := tmp_path / "mine.csv").touch()
+    words = [word.replace("{table}", str(table)) for word in words]
     code, _, err = puzzle(monkeypatch, capsys, "prune", *words, "--out", tmp_path / "run")
     assert code == 2
     assert sentence in err

@@ -80,6 +80,12 @@ def test_a_killed_sampling_goes_on_to_the_same_file(
     before = whole.stat().st_mtime_ns
     sample(tiny_parent, whole, 100)
     assert whole.stat().st_mtime_ns == before
+    *rows, last = map(json.loads, whole.read_text().splitlines())
+    last["tokens"] -= 1  # as where a text ended, whose end is no token of it
+    whole.write_text("".join(json.dumps(row) + "\n" for row in [*rows, last]))
+    before = whole.stat().st_mtime_ns
+    assert sample(tiny_parent, whole, 192) == 191
+    assert whole.stat().st_mtime_ns == before
 
 
 @pytest.mark.usefixtures("small")

@@ -15,7 +15,7 @@ from puzzle.hardware.cost import Cost
 from puzzle.hardware.modeled import source_of
 from puzzle.hardware.roofline import block_cost, outside_cost
 from puzzle.hardware.source import EXTRAPOLATED, Source
-from puzzle.hardware.tables import open_source
+from puzzle.hardware.tables import Measured, open_source
 from puzzle.shape import Shape
 
 DATA_SHEET = "data sheet"
@@ -90,6 +90,8 @@ def price(
         for block in blocks:
             costs[block], origins[batch, str(block)] = ask(served(family, block, target), batch)
     _warn_beyond(origins)
+    if isinstance(source, Measured):
+        _warn_unmeasured(origins, source.name)
     return Prices(inside, outside, origins)
 
 
@@ -114,6 +116,19 @@ def _of(source: Source) -> Ask:
         return sources.block_cost(source, block, batch)
 
     return ask
+
+
+def _warn_unmeasured(origins: dict[tuple[int, str], frozenset[str]], table: str) -> None:
+    """Say which blocks a table does not time: a data sheet's times beside measured ones mislead."""
+    known = {table, EXTRAPOLATED + table}
+    lacking = sorted({block for (_, block), names in origins.items() if not names <= known})
+    if lacking:
+        warnings.warn(
+            f"{table} does not time all of {len(lacking)} blocks, {lacking[0]} for one; the data "
+            "sheet prices the rest, which may come out far too cheap: run puzzle profile on it "
+            "again, which times what is missing",
+            stacklevel=3,
+        )
 
 
 def _warn_beyond(origins: dict[tuple[int, str], frozenset[str]]) -> None:

@@ -122,14 +122,18 @@ def test_the_fastest_kernels_count(table, modeled):
 
 def test_prices_say_where_they_come_from_and_warn_beyond(table, modeled):
     space = [[Block.parse("gqa8+noop"), Block.parse("gqa8+ffn256")]]
-    prices = price(SHAPE, "llama", space, BUDGET, Measured.of(table, modeled))
+    with pytest.warns(UserWarning, match=r"mine\.csv does not time all of 2 blocks, gqa8\+ffn256"):
+        prices = price(SHAPE, "llama", space, BUDGET, Measured.of(table, modeled))
     sources = {(row["batch"], row["block"]): row["source"] for row in prices.rows()}
     assert sources[1, "gqa8+noop"] == "mine.csv"
     assert sources[4, "gqa8+ffn256"] == "mine.csv, roofline"
     assert sources[1, "outside"] == "roofline"
     assert prices.blocks[4][space[0][0]].prefill_s == pytest.approx(400e-6)
     wider = BUDGET.model_copy(update={"workload": WORK.model_copy(update={"batches": (1, 64)})})
-    with pytest.warns(UserWarning, match=r"2 of 6 prices lie beyond mine\.csv's measurements"):
+    with (
+        pytest.warns(UserWarning, match=r"2 of 6 prices lie beyond mine\.csv's measurements"),
+        pytest.warns(UserWarning, match="the data sheet prices the rest"),
+    ):
         price(SHAPE, "llama", space, wider, Measured.of(table, modeled))
 
 

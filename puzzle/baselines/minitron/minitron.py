@@ -20,14 +20,16 @@ from puzzle.baselines.minitron.cut import Cut, check_dense
 from puzzle.baselines.minitron.grid import Grid, kind_of, near
 from puzzle.baselines.minitron.outcome import Pruned, outcome_of
 from puzzle.baselines.minitron.pruned import write_pruned
-from puzzle.baselines.minitron.sizes import size_in, target_of
+from puzzle.baselines.minitron.sizes import check_costs, size_in, target_of
 from puzzle.baselines.minitron.workshop import FINAL, LIGHT, Workshop
 from puzzle.config import Config, load_config
 from puzzle.device import placed
+from puzzle.errors import PuzzleError
 from puzzle.library import Library
 from puzzle.mixture import healing_text, split_texts
 from puzzle.modules import Weights
 from puzzle.parent import open_parent
+from puzzle.ranks import here
 from puzzle.run import Run, fingerprint
 
 CONFIG = "prune.yaml"
@@ -67,6 +69,11 @@ def prune(
 def _prune(run: Run, config: Config) -> Pruned:
     parent = open_parent(config.model, config.dtype)
     check_dense(parent)
+    check_costs(config)
+    if config.teacher:
+        raise PuzzleError("prune learns from the model that it prunes; leave out teacher")
+    if here().world > 1:
+        raise PuzzleError("prune runs as one process; start it without torchrun")
     whole, size_of = Cut.whole(parent.shape), size_in(parent, config)
     target = target_of(config, size_of(whole))
     texts = split_texts(config, parent.tokenizer)

@@ -27,6 +27,7 @@ ROWS = {
     "parameters": ("params", "params"),
     "weights": ("weight_bytes", "B"),
     "KV cache": ("kv_bytes", "B"),
+    "batch": ("batch", ""),
     "throughput": ("tokens_per_s", "tok/s"),
     "KL to the parent": ("kl", "nats"),
     "perplexity": ("perplexity", "nats"),
@@ -69,10 +70,11 @@ def outcome_of(shop: Workshop, original: PuzzleForCausalLM, cut: Cut, healed: We
     """Evaluate on the evaluation text, against the parent as it was given."""
     run, config, parent = shop.run, shop.config, shop.parent
     questions, text = corpus.accuracy_items()[: config.evaluate.items], shop.texts["evaluation"]
-    asked = fingerprint(
-        shop.healing_print(FINAL, cut), corpus.digest(text), len(questions), config.budget
-    )
     sizes, budget = cut.config(parent.config), load_budget(config.budget)
+    served_by = budget.model_dump(mode="json"), config.costs
+    asked = fingerprint(
+        shop.healing_print(FINAL, cut), corpus.digest(text), len(questions), served_by
+    )
     whole, reading = Cut.whole(parent.shape), Reading(original, text)
     models: dict[str, tuple[Cut, Callable[[], PuzzleForCausalLM]]] = {
         "parent": (whole, lambda: original),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 from puzzle.baselines.minitron.cut import Cut
 from puzzle.budget import load_budget
@@ -24,10 +25,15 @@ COUNTED = {
 
 
 def size_in(parent: Parent, config: Config) -> Callable[[Cut], float]:
-    """How large a cut is; throughput and memory are those of the batch of highest throughput."""
+    """How large a cut is; throughput is that of its best batch, memory that of the parent's."""
     of = config.prune.of
     field, _ = COUNTED[of]
     budget, fields = load_budget(config.budget), parent.config.to_dict()
+    if of == "memory":
+        source = cost_source(config.costs, parent.shape, budget)
+        batches = (reference_of(parent.shape, budget, source).batch,)
+        workload = budget.workload.model_copy(update={"batches": batches})
+        budget = budget.model_copy(update={"workload": workload})
 
     @cache
     def size(cut: Cut) -> float:
@@ -38,6 +44,15 @@ def size_in(parent: Parent, config: Config) -> Callable[[Cut], float]:
         return float(getattr(reference_of(shape, budget, source), field))
 
     return size
+
+
+def check_costs(config: Config) -> None:
+    """PuzzleError where times come from a table: it knows one shape, and pruning makes others."""
+    if Path(config.costs).is_file() and "width" in config.prune.axes:
+        raise PuzzleError(
+            f"{config.costs} holds times of one hidden size and number of heads, which pruning "
+            "by width changes; leave out costs, take roofline or public, or prune.axes=[depth]"
+        )
 
 
 def target_of(config: Config, whole: float) -> float:

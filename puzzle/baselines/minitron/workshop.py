@@ -92,10 +92,11 @@ class Workshop:
         if by == "influence":
             return least_missed(layers, gone, turned_by(self.importance.turns))
         whole, sign = Cut.whole(self.parent.shape), {"perplexity": 1, "accuracy": -1}[by]
+        asked = ASKED if by == "accuracy" else 0
 
         def cost(kept: Layers) -> float:
             cut = replace(whole, layers=kept)
-            worth = self._worth(f"depth/{cut}", lambda: self._without(cut), asked=ASKED)
+            worth = self._worth(f"depth/{cut}", lambda: self._without(cut), asked=asked)
             return float(sign * worth[by])
 
         return least_missed(layers, gone, cost)
