@@ -6,12 +6,14 @@ Goals are .9, .75, .6 and .5 of the parent's time per request on this CPU (a pro
 and 64 new ones, as `throughput_cpu.py` measures) and of its parameters. The methods are those of
 `quality_methods.py`. All learn from the same calibration text, which the parent wrote itself, and
 choose by the same scoring text; children are examined on other web text and on WordNet questions
-that nothing is chosen by. `GOAL/METHOD/healed` heals a child with 100,000 tokens that the parent
-wrote, by cosine + KL, or by KL alone where its hidden size is not the parent's.
+that nothing is chosen by. Rows say what taught them, and only such are compared as the same text
+taught. `GOAL/METHOD/healed` heals a child with 100,000 tokens that the parent
+wrote, by cosine + KL, or by KL alone where its hidden size is not the parent's; of Minitron's cuts
+the one that is the best once lightly healed.
 
 WORK is a run directory, not that of `benchmarks/scoring.py`, which has another space; its library
 and scores are made where they are missing. Without names, everything is done that
-`results/quality.json` lacks but the healings; a killed run goes on where it was.
+`results/quality.json` lacks of this text but the healings; a killed run goes on where it was.
 """
 
 from __future__ import annotations
@@ -26,8 +28,9 @@ from typing import Any
 import numpy as np
 import record
 import torch
+from cpu_menu import SCALE
 from quality_contest import LENGTH, Contest, Entry, Goal
-from quality_figure import draw
+from quality_figure import MEASURED, draw
 from quality_methods import METHODS, OTHERS, OURS, UNIFORM
 
 from puzzle import corpus
@@ -39,6 +42,7 @@ from puzzle.training import Texts
 SHARES = ("0.75", "0.5", "0.9", "0.6")  # the headline's first
 GOALS = [Goal(of, share) for of in ("time", "parameters") for share in SHARES]
 HEAL = Heal(tokens=100_000, batch_tokens=2_000, learning_rate=2e-4)
+TAUGHT = "own writing" if SCALE.own else "embedded corpus"  # the calibration text
 DRAWS = 10_000  # of a bootstrap
 Row = dict[str, Any]
 
@@ -49,11 +53,12 @@ def taken(contest: Contest, step: str) -> Row:
     (goal,) = (goal for goal in GOALS if str(goal) == of)
     entry = METHODS[method](contest, goal)
     if more:
-        entry = healed(contest, step, entry)
+        entry = healed(contest, step, entry.to_heal() if entry.to_heal else entry)
     return {
         "of": goal.of,
         "share": goal.share,
         "method": method,
+        "taught": TAUGHT,
         "healed_tokens": HEAL.tokens if more else 0,
         "size_share": entry.size_share,
         "predicted_kl": entry.predicted_kl,
@@ -102,11 +107,15 @@ def _summary(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _figures(by_method: dict[str, Row]) -> dict[str, Any]:
-    """Ours beside the best of other people's, uniform blocks, and Minitron's accuracy."""
+    """Ours beside those taught by the same text: the best of other people's, uniform, Minitron."""
     ours, found = by_method.get(OURS), dict[str, Any]()
+    if ours:
+        by_method = {n: row for n, row in by_method.items() if row["taught"] == ours["taught"]}
     others = [by_method[name] for name in OTHERS if name in by_method]
     if ours and others:
         best = min(others, key=lambda row: row["kl"])
+        found["taught"], found["compared_with"] = ours["taught"], [row["method"] for row in others]
+        found["measured_shares"] = [row[MEASURED[row["of"]]] for row in (ours, best)]
         found["kl_over_best_baseline"] = round(ours["kl"] / best["kl"], 4)
         found["kl_over_best_baseline_interval"] = interval(ours["kls"], best["kls"])
         found["best_baseline"] = best["method"]
@@ -146,7 +155,7 @@ def main() -> None:
     """Take the steps that are named, or those that are missing."""
     torch.set_num_threads(1)
     contest = Contest(Path(sys.argv[1]))
-    done = {row["step"] for row in known()}
+    done = {row["step"] for row in known() if row["taught"] == TAUGHT}
     every = [f"{goal}/{method}" for goal in GOALS for method in METHODS]
     for step in sys.argv[2:] or [step for step in every if step not in done]:
         row = taken(contest, step)

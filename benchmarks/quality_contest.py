@@ -67,6 +67,7 @@ class Entry:
     size_share: float  # of the goal's kind, as predicted when it was sized
     predicted_kl: float | None = None
     layers: tuple[int, ...] = ()  # of the parent, that a shallower child holds
+    to_heal: Callable[[], Entry] | None = None  # what the method heals instead of this one
 
 
 class Contest:

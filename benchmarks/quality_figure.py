@@ -12,12 +12,12 @@ from puzzle.figures import CHILD, HEALED, PARENT, UNIFORM
 
 OURS = {"puzzle": CHILD, "uniform": UNIFORM}
 MARKS = "osD^vP*Xdh"
-PANELS = (("time", "time_share"), ("parameters", "params_share"))  # of a goal, as measured
+MEASURED = {"time": "time_share", "parameters": "params_share"}  # of a goal
 
 
 def draw(rows: Sequence[dict[str, Any]]) -> None:
     """Write `results/quality.svg`: a panel for goals of time and one for parameters."""
-    panels = [panel for panel in PANELS if any(row["of"] == panel[0] for row in rows)]
+    panels = [panel for panel in MEASURED.items() if any(row["of"] == panel[0] for row in rows)]
     figure = Figure(figsize=(5.5 * len(panels), 4.2), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     methods = sorted({row["method"] for row in rows})

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import peers
-import torch
 from cpu_menu import FINALISTS, SCALE, searched
 from quality_contest import Contest, Entry, Goal
 from safetensors.torch import save_file
@@ -40,7 +39,6 @@ from puzzle.parent import open_parent
 from puzzle.run import Run, fingerprint
 from puzzle.trial import trial
 
-PEER_SEQUENCES = 8  # of the calibration text, that other packages take gradients and activations on
 JUDGED = 6  # Minitron's cuts of a kind that are measured
 SLACK = 1.02  # of a goal, that sizes which come in steps may overshoot
 
@@ -106,13 +104,23 @@ def minitron(contest: Contest, goal: Goal) -> Entry:
     size = partial(contest.size, goal)
     kinds = near(grid, goal.value, size, shop.shallow)
     fitting = [cut for cuts in kinds.values() for cut in _within(cuts, size, goal)[:JUDGED]]
-    best = min(fitting, key=shop.kl)
-    rebuild = partial(model_of, best.config(parent.config))
-    inputs = fingerprint(shop.inputs, str(best))
-    layers = best.layers if len(best.layers) < parent.shape.layers else ()
-    return Entry(
-        str(best), inputs, lambda: rebuild(shop.weights(best)), rebuild, size(best), layers=layers
-    )
+    ranked = sorted(fitting, key=shop.kl)
+
+    def entered(cut: Cut) -> Entry:
+        rebuild = partial(model_of, cut.config(parent.config))
+        inputs = fingerprint(shop.inputs, str(cut))
+        layers = cut.layers if len(cut.layers) < parent.shape.layers else ()
+        make = partial(_model_of, shop, cut)
+        return Entry(str(cut), inputs, make, rebuild, size(cut), layers=layers)
+
+    def best_healed() -> Entry:
+        return entered(min(ranked[: config.prune.candidates], key=shop.healed_kl))
+
+    return replace(entered(ranked[0]), to_heal=best_healed)
+
+
+def _model_of(shop: Workshop, cut: Cut) -> PuzzleForCausalLM:
+    return model_of(cut.config(shop.parent.config), shop.weights(cut))
 
 
 def _within(cuts: list[Cut], size: Callable[[Cut], float], goal: Goal) -> list[Cut]:
@@ -172,7 +180,7 @@ class Peer:
             return sorted(kls)
 
         name = f"bench/quality/peers/{goal}.{self.package}"
-        texts = [self._text(contest), contest.bench.texts["scoring"]]
+        texts = [contest.bench.texts[split] for split in ("calibration", "scoring")]
         made = peers.VERSIONS[self.package], *self.settings, goal.budget.model_dump()
         asked = fingerprint(*made, *map(corpus.digest, texts))
         (_, best), *_ = contest.run.remember(name, asked, tried)
@@ -185,7 +193,7 @@ class Peer:
         share, cut = sized
         folder = (contest.run.folder / "peers").absolute()
         out = folder / f"{goal}.{self.package}.{setting}"
-        text = self._text(contest)
+        text = contest.bench.texts["calibration"]
         made = self.package, peers.VERSIONS[self.package], setting, share
         inputs = fingerprint(*made, corpus.digest(text))
 
@@ -218,10 +226,6 @@ class Peer:
             layers=tuple(found["kept_layers"]),
         )
 
-    @staticmethod
-    def _text(contest: Contest) -> torch.Tensor:
-        return contest.bench.texts["calibration"][:PEER_SEQUENCES]
-
     def _sized(self, contest: Contest, goal: Goal, setting: str) -> tuple[float, Cut] | None:
         """The smallest share in thousandths that keeps the goal, and its cut; None if none does."""
         whole = Cut.whole(contest.parent.shape)
@@ -244,7 +248,7 @@ METHODS: dict[str, Method] = {
     UNIFORM: picked(_best_uniform),
     **OTHERS,
     "greedy": picked(lambda _, menu: greedy(menu)[0]),
-    "random": picked(lambda _, menu: random_child(menu, seed=0)[0]),
+    "random": picked(lambda _, menu: random_child(menu, seed=0, tries=1)[0]),
     "most parameters": picked(lambda _, menu: max_parameters(menu)[0]),
     "only removals": picked(lambda _, menu: noop_only(menu)[0]),
 }

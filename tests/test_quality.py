@@ -31,6 +31,9 @@ def row(method: str, kls: list[float], right: str = "10", **changes: Any) -> dic
         "of": "time",
         "share": "0.75",
         "method": method,
+        "taught": "own writing",
+        "time_share": 0.75,
+        "params_share": 0.8,
         "healed_tokens": 0,
         "kl": sum(kls) / len(kls),
         "kls": kls,
@@ -61,7 +64,8 @@ def test_the_summary_compares_with_the_nearest_of_other_peoples_methods(
         row("puzzle", [1.0, 3.0], "11"),
         row("uniform", [2.0, 3.0]),
         row("minitron", [8.0, 8.0], "01"),
-        row("optipfair", [4.0, 4.0]),
+        row("optipfair", [4.0, 4.0], time_share=0.7),
+        row("torch-pruning", [2.0, 2.0], taught="embedded corpus"),
         row("greedy", [0.5, 0.5]),  # of our own library
         row("puzzle", [1.0, 1.0], healed_tokens=quality.HEAL.tokens),
         row("puzzle", [9.0, 9.0], of="parameters"),
@@ -69,6 +73,8 @@ def test_the_summary_compares_with_the_nearest_of_other_peoples_methods(
     found = quality.summary(rows)
     assert found["kl_over_best_baseline"] == {"0.75": 0.5}
     assert found["best_baseline"] == {"0.75": "optipfair"}
+    assert found["compared_with"] == {"0.75": ["minitron", "optipfair"]}
+    assert found["measured_shares"] == {"0.75": [0.75, 0.7]}
     assert found["kl_over_uniform_refit"] == {"0.75": 0.8}
     assert found["accuracy_minus_minitron"] == {"0.75": 0.5}
     assert "kl_over_best_baseline_healed" not in found  # nothing to compare with
