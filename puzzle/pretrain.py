@@ -30,6 +30,7 @@ from puzzle.training import Texts
 
 RECORD = "training"  # what says that a folder is done, and how it came to be
 LOOK = 32  # tokens that say whether a model's logits are what its head makes
+CARD = "README.md"
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth")
 
 
@@ -92,10 +93,10 @@ def _inputs(options: Heal, source: Path, guide: Path | None, texts: Texts) -> st
 
 
 def _write(out: Path, source: Path, model: Any, weights: Weights) -> None:
-    """Write the source's folder with these weights: all its other files are taken over."""
+    """Write the source's folder with these weights: all its other files but its card stay true."""
     model.load_state_dict(weights, strict=False)  # a tied head is no tensor of its own
     model.save_pretrained(out)
-    old = {path for pattern in WEIGHTS for path in source.glob(pattern)}
+    old = {path for pattern in (*WEIGHTS, CARD) for path in source.glob(pattern)}
     for path in source.iterdir():
         if path.is_file() and path not in old:
             shutil.copyfile(path, out / path.name)

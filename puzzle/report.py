@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import html
+import json
 from pathlib import Path
 from string import Template
 
+import yaml
+
 from puzzle.architecture import Architecture
+from puzzle.config import Config, load_config
 from puzzle.result import Result
+from puzzle.run import CONFIG
 from puzzle.units import show
 
 PAGE = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
@@ -49,20 +54,28 @@ def headline(result: Result) -> str:
 
 
 def model_card(result: Result, architecture: Architecture) -> str:
-    """The README of an exported checkpoint: what it holds, where it comes from, how to load it."""
+    """The README of an exported checkpoint: what it holds, where it comes from, what serves it."""
+    config = load_config(result.run.folder / CONFIG)
+    provenance = (result.run.folder / "provenance.json").read_text()
+    name, family = architecture.parent, json.loads(provenance)["parent"]["family"]
+    tags, served = ["puzzle"], "transformers alone, by the modeling files in this folder"
+    if family == "llama":
+        tags += ["nemotron-nas"]
+        served = "transformers, and engines that read nemotron-nas (DeciLM); see `puzzle check`"
+    local = Path(name).is_dir() or name == "embedded"
+    origin = "" if local else f"base_model: {name}\n"
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
-base_model: {result.architecture.parent}
-tags: [puzzle, nemotron-nas]
+{origin}tags: [{", ".join(tags)}]
 ---
 
-# {result.architecture.parent}, derived for {result.name}
+# {name}, derived for {result.name}
 
 {headline(result)}
 
-Derived by [Puzzle](https://arxiv.org/abs/2411.19146): blocks distilled one by one, chosen by
-integer programming for the budget `{result.name}`, healed by distillation from the parent.
+Derived by [Puzzle](https://arxiv.org/abs/2411.19146): blocks made one by one, chosen by integer
+programming for the budget below, {_healing(config)}. Served by {served}.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -73,11 +86,36 @@ tokenizer = AutoTokenizer.from_pretrained("this folder", trust_remote_code=True)
 
 {_markdown(result)}
 
+{result.reason()}
+
 ## Architecture
+
+An engine that lacks one of these blocks gets it expressed in others, exactly.
 
 ```
 {architecture}```
+
+## Budget
+
+```yaml
+{yaml.safe_dump(result.solution["budget"], sort_keys=False)}```
+
+## Provenance
+
+```json
+{provenance}```
 """
+
+
+def _healing(config: Config) -> str:
+    """How the child was healed, in words."""
+    heal = config.heal
+    factors = {"cosine": heal.cosine, "KL": heal.kl, "LM": heal.lm}
+    if not heal.tokens:
+        return "not healed"
+    losses = " + ".join(loss for loss, factor in factors.items() if factor)
+    teacher = config.teacher or "the parent"
+    return f"healed with {heal.tokens:,} tokens by {losses}, taught by {teacher}"
 
 
 def _markdown(result: Result) -> str:

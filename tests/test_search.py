@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+import yaml
 from safetensors.torch import load_file
 from tiny import SETTINGS
 
@@ -68,6 +69,21 @@ def test_the_checkpoint_holds_the_healed_child(result: Result) -> None:
     assert served.num_parameters() == result.value("parameters", "child")
     name = "model.embed_tokens.weight"
     torch.testing.assert_close(served.state_dict()[name].float(), healed[name])
+
+
+def test_the_card_says_what_was_asked_and_how_it_came_to_be(result: Result) -> None:
+    card = (result.checkpoint / "README.md").read_text()
+    head, _, text = card.removeprefix("---\n").partition("---\n")
+    assert yaml.safe_load(head)["tags"] == ["puzzle", "nemotron-nas"]
+    assert "base_model" not in head  # which is a folder here, that no hub knows
+    assert result.reason() in text
+    assert "tokens by cosine + KL, taught by the parent" in text
+    budget, provenance = (
+        text.partition(f"```{kind}\n")[2].partition("```")[0] for kind in ("yaml", "json")
+    )
+    assert yaml.safe_load(budget) == result.solution["budget"]
+    digests = [each["digest"] for each in json.loads(provenance)["texts"].values()]
+    assert len(set(digests)) == 3
 
 
 def test_the_three_texts_are_disjoint_and_written_down(result: Result) -> None:
@@ -273,6 +289,19 @@ def test_another_teacher_heals_the_child_and_its_scores_stay_against_the_parent(
     read = Reading(wider.eval(), cut["calibration"])
     worth = evaluate_text(child, read, tokenizer=None, items=[])
     assert healed.healing["kl"].mean() == pytest.approx(worth.kl, rel=0.02)
+
+
+def test_what_llama_cpp_could_not_read_is_said_before_anything_is_computed(
+    tiny_parent: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("gguf")
+    parent = Path(shutil.copytree(tiny_parent, tmp_path / "parent"))
+    config = json.loads((parent / "config.json").read_text())
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}
+    (parent / "config.json").write_text(json.dumps({**config, "rope_parameters": rope}))
+    with pytest.raises(PuzzleError, match="the rotary scaling 'yarn' has no place in a GGUF file"):
+        search(str(parent), out=tmp_path / "run", settings=[*SETTINGS, "target=llama.cpp"])
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
 
 
 def test_a_teacher_of_another_vocabulary_is_refused(tiny_parent: str, tmp_path: Path) -> None:

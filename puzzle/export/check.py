@@ -1,9 +1,10 @@
-"""Does an exported folder hold the child? And which engine takes it?
+"""Does an exported folder load anywhere as what it holds? And which engine takes it?
 
     puzzle check FOLDER            python -m puzzle.export.check FOLDER
 
 The folder is loaded by a clean process with its own code, as where Puzzle is not installed; the
-child is built here from its configuration and tensors. Their logits are compared in float32.
+same model is built here from its configuration and tensors, by the classes that made the child.
+Their logits are compared in float32.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def check(folder: str | Path) -> Iterator[tuple[str, str]]:
     """Pairs of an engine and what it makes of the folder; that of Hugging Face is measured.
 
     Raises:
-        PuzzleError: no exported folder, one that does not load, or other logits than the child's.
+        PuzzleError: no exported folder, one that does not load, or other logits there than here.
     """
     path = Path(folder)
     if not (path / "configuration_puzzle.py").exists():
@@ -63,10 +64,10 @@ def _measured(folder: Path, fields: dict[str, Any]) -> str:
     error = float((found - wanted).abs().max() / wanted.abs().max())
     if not error <= TOLERANCE:
         raise PuzzleError(
-            f"{folder} loads, but its logits are {error:.2g} from the child's, relative to the "
-            f"largest; {TOLERANCE:g} is allowed: export the child again"
+            f"{folder} loads, but its logits are {error:.2g} from those of Puzzle's own classes, "
+            f"relative to the largest; {TOLERANCE:g} is allowed: export the child again"
         )
-    return f"loads in a clean process; logits within {error:.1g} of the child's in float32"
+    return f"loads in a clean process; logits within {error:.1g} of those here, in float32"
 
 
 @torch.no_grad()
