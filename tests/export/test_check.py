@@ -47,9 +47,7 @@ def test_code_that_computes_something_else_is_found(
     folder = write(tmp_path / "a", Parent(checkpoints["llama"], "llama"), "gqa2+ffn96")
     code = folder / "modeling_puzzle.py"
     code.write_text(code.read_text().replace("hidden_states + output\n", "hidden_states\n"))
-    with pytest.raises(
-        PuzzleError, match=r"loads, but its logits are .* from those of Puzzle"
-    ):
+    with pytest.raises(PuzzleError, match=r"loads, but its logits are .* from those of Puzzle"):
         dict(check(folder))
 
 
