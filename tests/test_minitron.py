@@ -326,15 +326,18 @@ def test_throughput_and_memory_are_targets_too() -> None:
         assert kinds
 
 
-def test_memory_is_that_of_the_parents_batch() -> None:
+def test_memory_is_that_of_the_parents_batch(tmp_path: Path) -> None:
     """A smaller model may be fastest at a larger batch, whose cache is no fault of the cut."""
-    parent = open_parent("embedded")
-    config = load_config(None, ["prune.of=memory", "prune.target=0.6x"])
+    (path := tmp_path / "wide.yaml").write_text(
+        "description: wide\nhardware: h100-sxm\n"
+        "workload: {prompt_tokens: 200, new_tokens: 56, batches: [32768, 65536, 131072]}\n"
+    )
+    parent, budget = open_parent("embedded"), load_budget(str(path))
+    config = load_config(None, [f"budget={path}", "prune.of=memory", "prune.target=0.6x"])
     whole, size_of = Cut.whole(parent.shape), size_in(parent, config)
-    budget = load_budget(config.budget)
-    batch = reference_of(parent.shape, budget).batch
     half = replace(whole, layers=whole.layers[:4])
-    shape = half.shape(parent.config)
+    shape, batch = half.shape(parent.config), reference_of(parent.shape, budget).batch
+    assert reference_of(shape, budget).batch > batch
     cost = model_cost(
         shape, shape.blocks, workload=budget.workload, batch=batch, device=budget.device
     )
