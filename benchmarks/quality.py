@@ -7,9 +7,9 @@ and 64 new ones, as `throughput_cpu.py` measures) and of its parameters. The met
 `quality_methods.py`. All learn from the same calibration text, which the parent wrote itself, and
 choose by the same scoring text; children are examined on other web text and on WordNet questions
 that nothing is chosen by. Rows say what taught them, and only such are compared as the same text
-taught. `GOAL/METHOD/healed` heals a child with 100,000 tokens that the parent
-wrote, by cosine + KL, or by KL alone where its hidden size is not the parent's; of Minitron's cuts
-the one that is the best once lightly healed.
+taught. `GOAL/METHOD/healed` heals a child with 100,000 tokens that the parent wrote, by cosine +
+KL, or by KL alone where its hidden size is not the parent's; of Minitron's cuts the one that is
+the best once lightly healed.
 
 WORK is a run directory, not that of `benchmarks/scoring.py`, which has another space; its library
 and scores are made where they are missing. Without names, everything is done that

@@ -110,17 +110,16 @@ def minitron(contest: Contest, goal: Goal) -> Entry:
         rebuild = partial(model_of, cut.config(parent.config))
         inputs = fingerprint(shop.inputs, str(cut))
         layers = cut.layers if len(cut.layers) < parent.shape.layers else ()
-        make = partial(_model_of, shop, cut)
+
+        def make() -> PuzzleForCausalLM:
+            return rebuild(shop.weights(cut))
+
         return Entry(str(cut), inputs, make, rebuild, size(cut), layers=layers)
 
     def best_healed() -> Entry:
         return entered(min(ranked[: config.prune.candidates], key=shop.healed_kl))
 
     return replace(entered(ranked[0]), to_heal=best_healed)
-
-
-def _model_of(shop: Workshop, cut: Cut) -> PuzzleForCausalLM:
-    return model_of(cut.config(shop.parent.config), shop.weights(cut))
 
 
 def _within(cuts: list[Cut], size: Callable[[Cut], float], goal: Goal) -> list[Cut]:

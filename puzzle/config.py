@@ -214,7 +214,7 @@ class Prune(StrictModel):
 
 
 class Ceiling(StrictModel):
-    """What a search may take: disk for its streams, and of each process memory, that of its GPU."""
+    """What a search may take: disk for its streams, memory for each process (its GPU's, if any)."""
 
     disk: Size | None = None
     memory: Size | None = None

@@ -93,7 +93,7 @@ def _inputs(options: Heal, source: Path, guide: Path | None, texts: Texts) -> st
 
 
 def _write(out: Path, source: Path, model: Any, weights: Weights) -> None:
-    """Write the source's folder with these weights: all its other files but its card stay true."""
+    """Write the source's folder with these weights; its card, which is of others, stays behind."""
     model.load_state_dict(weights, strict=False)  # a tied head is no tensor of its own
     model.save_pretrained(out)
     old = {path for pattern in (*WEIGHTS, CARD) for path in source.glob(pattern)}

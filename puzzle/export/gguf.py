@@ -78,7 +78,6 @@ def write_gguf(path: Path, child: Child, folder: Path) -> Path:
 
 def check_writable(folder: Path, config: Any) -> None:
     """PuzzleError where children of this parent would have no place in a GGUF file."""
-    _library()
     read_vocabulary(folder, config.vocab_size)
     rope_factors(config)
 

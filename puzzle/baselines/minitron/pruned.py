@@ -70,7 +70,8 @@ def kept_layers(folder: Path, model: str) -> tuple[int, ...]:
         return ()
     mark = json.loads(path.read_text())
     layers: list[int] = mark.get("layers", [])
-    if mark["parent"] == model:
+    parent = Path(mark["parent"])
+    if parent.resolve() == Path(model).resolve():  # however it is spelled; a hub id is itself
         return tuple(layers)
-    below = kept_layers(Path(mark["parent"]), model)
+    below = kept_layers(parent, model)
     return tuple(below[layer] for layer in layers) if below else ()
