@@ -27,10 +27,10 @@ import torch
 from healing_trainer import compared
 from quality_contest import Contest, Entry, Goal
 from quality_methods import METHODS, OURS
-from scoring_bench import DTYPE
 
 from puzzle import corpus, records
 from puzzle.config import Heal
+from puzzle.device import placed
 from puzzle.evaluate import evaluate
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
 from puzzle.heal import Course, heal
@@ -75,7 +75,7 @@ def healed(contest: Contest, share: str, loss: str) -> tuple[dict[str, float], R
     """One child healed by one loss: what it is worth before, on the way and after."""
     entry, name = entry_of(contest, share), f"{share}.{loss}"
     schooling = {"tokens": MARKS[-1], "batch_tokens": BATCH, "learning_rate": RATE}
-    options = Heal(**schooling, **LOSSES[loss], dtype=DTYPE)
+    options = Heal(**schooling, **LOSSES[loss])
     tokens = contest.lesson
     inputs = fingerprint(entry.inputs, options.model_dump(), corpus.digest(tokens))
     child = entry.make()
@@ -126,7 +126,7 @@ STEPS: dict[str, record.Step[Contest]] = {
 def main() -> None:
     """Do what is missing, and write what there is after every step."""
     torch.set_num_threads(1)
-    record.take_steps("healing", STEPS, Contest(Path(sys.argv[1])))
+    placed(lambda: record.take_steps("healing", STEPS, Contest(Path(sys.argv[1]))))()
 
 
 if __name__ == "__main__":

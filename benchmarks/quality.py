@@ -1,6 +1,7 @@
 """The proof: the search's child of SmolLM2-135M against every alternative at equal cost.
 
     python benchmarks/quality.py WORK [GOAL/METHOD ...]
+    python benchmarks/quality.py times
 
 Goals are .9, .75, .6 and .5 of the parent's time per request on this CPU (a prompt of 128 tokens
 and 64 new ones, as `throughput_cpu.py` measures) and of its parameters. The methods are those of
@@ -9,11 +10,14 @@ choose by the same scoring text; children are examined on other web text and on 
 that nothing is chosen by. Rows say what taught them, and only such are compared as the same text
 taught. `GOAL/METHOD/healed` heals a child with 100,000 tokens that the parent wrote, by cosine +
 KL, or by KL alone where its hidden size is not the parent's; of Minitron's cuts the one that is
-the best once lightly healed.
+the best once lightly healed. `GOAL/METHOD/seed1` is taught by another part of the parent's writing,
+in another run.
 
 WORK is a run directory, not that of `benchmarks/scoring.py`, which has another space; its library
-and scores are made where they are missing. Without names, everything is done that
-`results/quality.json` lacks of this text but the healings; a killed run goes on where it was.
+and scores are made where they are missing, on a GPU where there is one (about a minute; an hour and
+more on two cores). Without names, everything is done that `results/quality.json` lacks of this text
+but the healings; a killed run goes on where it was. Where that was not done on the CPU the goals
+are about, `times` does the rest there: the measured time of every child.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,39 +37,55 @@ from cpu_menu import SCALE
 from quality_contest import LENGTH, Contest, Entry, Goal
 from quality_figure import MEASURED, draw
 from quality_methods import METHODS, OTHERS, OURS, UNIFORM
+from quality_times import speed
+from scoring_bench import MODEL, PARTS
 
 from puzzle import corpus
 from puzzle.config import Heal
+from puzzle.device import placed
 from puzzle.heal import Course, heal
+from puzzle.parent import open_parent
+from puzzle.progress import track
 from puzzle.run import fingerprint
 from puzzle.training import Texts
 
 SHARES = ("0.75", "0.5", "0.9", "0.6")  # the headline's first
 GOALS = [Goal(of, share) for of in ("time", "parameters") for share in SHARES]
 HEAL = Heal(tokens=100_000, batch_tokens=2_000, learning_rate=2e-4)
-TAUGHT = "own writing" if SCALE.own else "embedded corpus"  # the calibration text
+TAUGHT = f"own writing, {SCALE.calibration:,} tokens"
+SEEDS = range(PARTS)
+RATIO = "kl_over_best_baseline"
 DRAWS = 10_000  # of a bootstrap
 Row = dict[str, Any]
 
 
-def taken(contest: Contest, step: str) -> Row:
-    """The row of one step: a method at a goal, healed or not."""
+def taken(work: Path, step: str) -> Row:
+    """The row of one step: a method at a goal, with a seed, healed or not."""
     of, method, *more = step.split("/")
     (goal,) = (goal for goal in GOALS if str(goal) == of)
+    seed = next((seed for seed in SEEDS if f"seed{seed}" in more), 0)
+    contest = contest_of(work, seed)
     entry = METHODS[method](contest, goal)
-    if more:
+    if "healed" in more:
         entry = healed(contest, step, entry.to_heal() if entry.to_heal else entry)
     return {
         "of": goal.of,
         "share": goal.share,
         "method": method,
         "taught": TAUGHT,
-        "healed_tokens": HEAL.tokens if more else 0,
+        "seed": seed,
+        "healed_tokens": HEAL.tokens if "healed" in more else 0,
         "size_share": entry.size_share,
         "predicted_kl": entry.predicted_kl,
         "child": entry.description,
         **contest.examined(step.replace("/", "."), entry),
     }
+
+
+@cache
+def contest_of(work: Path, seed: int) -> Contest:
+    """Each seed has a run of its own."""
+    return Contest(work / f"seed{seed}" if seed else work, seed)
 
 
 def healed(contest: Contest, step: str, entry: Entry) -> Entry:
@@ -96,13 +117,21 @@ def _summary(rows: Sequence[Row]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for share in sorted({row["share"] for row in rows}, reverse=True):
         for tokens, suffix in ((0, ""), (HEAL.tokens, "_healed")):
-            by_method = {
-                row["method"]: row
-                for row in rows
-                if (row["share"], row["healed_tokens"]) == (share, tokens)
-            }
-            for name, value in _figures(by_method).items():
-                found.setdefault(f"{name}{suffix}", {})[share] = value
+            ratios = []
+            for seed in SEEDS:
+                figures = _figures(
+                    {
+                        row["method"]: row
+                        for row in rows
+                        if (row["share"], row["healed_tokens"], row["seed"])
+                        == (share, tokens, seed)
+                    }
+                )
+                ratios += [figures[RATIO]] if RATIO in figures else []
+                for name, value in figures.items() if seed == SEEDS[0] else ():
+                    found.setdefault(f"{name}{suffix}", {})[share] = value
+            if len(ratios) > 1:
+                found.setdefault(f"{RATIO}_by_seed{suffix}", {})[share] = ratios
     return found
 
 
@@ -115,8 +144,8 @@ def _figures(by_method: dict[str, Row]) -> dict[str, Any]:
     if ours and others:
         best = min(others, key=lambda row: row["kl"])
         found["taught"], found["compared_with"] = ours["taught"], [row["method"] for row in others]
-        found["measured_shares"] = [row[MEASURED[row["of"]]] for row in (ours, best)]
-        found["kl_over_best_baseline"] = round(ours["kl"] / best["kl"], 4)
+        found["measured_shares"] = [row.get(MEASURED[row["of"]]) for row in (ours, best)]
+        found[RATIO] = round(ours["kl"] / best["kl"], 4)
         found["kl_over_best_baseline_interval"] = interval(ours["kls"], best["kls"])
         found["best_baseline"] = best["method"]
     if ours and UNIFORM in by_method:
@@ -151,18 +180,34 @@ def known() -> list[Row]:
     return [row for row in rows if row.get("method")]
 
 
-def main() -> None:
+def times() -> None:
+    """Give every row the measured time of its child on this CPU."""
+    parent, rows = open_parent(str(MODEL)), known()
+    for row in track(rows, "times"):
+        row |= speed(row["child"], parent)
+        record.update("quality", ("step", row["step"]), summary(rows), [row])
+    draw(rows)
+
+
+@placed
+def take(work: Path, steps: Sequence[str]) -> None:
     """Take the steps that are named, or those that are missing."""
-    torch.set_num_threads(1)
-    contest = Contest(Path(sys.argv[1]))
     done = {row["step"] for row in known() if row["taught"] == TAUGHT}
     every = [f"{goal}/{method}" for goal in GOALS for method in METHODS]
-    for step in sys.argv[2:] or [step for step in every if step not in done]:
-        row = taken(contest, step)
+    for step in steps or [step for step in every if step not in done]:
+        row = taken(work, step)
         others = [each for each in known() if each["step"] != step]
         record.update("quality", ("step", step), summary([*others, row]), [row])
-        print(f"{step}: KL {row['kl']:.3f} at {row['time_share']:.3f} of the time", flush=True)
-        draw(known())
+        print(f"{step}: KL {row['kl']:.3f}, accuracy {row['accuracy']:.3f}", flush=True)
+
+
+def main() -> None:
+    """Train and examine children, or take their times."""
+    torch.set_num_threads(1)
+    if sys.argv[1:] == ["times"]:
+        times()
+    else:
+        take(Path(sys.argv[1]), sys.argv[2:])
 
 
 if __name__ == "__main__":

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from cpu_menu import cpu_budget, cpu_menu, scored
-from scoring_bench import written
-from throughput_cpu import WORK, generate
+from cpu_menu import SCALE, cpu_budget, cpu_menu, scored
+from quality_times import DenseTime
+from scoring_bench import PARTS, writing, written
 
 from puzzle import corpus
 from puzzle.assemble import assemble
@@ -22,15 +19,12 @@ from puzzle.baselines.minitron.cut import Cut
 from puzzle.budget import Budget
 from puzzle.evaluate import Evaluation, Reading, answers, by_sequence
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
-from puzzle.hardware.measure import random_model
 from puzzle.menu import Menu
 from puzzle.modules import Weights
 from puzzle.run import fingerprint
 
-LESSON, LENGTH = 200_000, 250  # tokens to heal with, and of one of their sequences
+LENGTH = 250  # tokens of a sequence to heal with
 ASKED = slice(500, None)  # the questions that nothing is chosen by
-REPEATS = 3  # generations of a child and of the parent, in turn
-FLOAT32 = {"dtype": torch.float32, "device": "cpu"}
 
 
 @dataclass(frozen=True)
@@ -73,8 +67,8 @@ class Entry:
 class Contest:
     """What all entrants share."""
 
-    def __init__(self, work: Path) -> None:
-        self.bench = scored(work)
+    def __init__(self, work: Path, seed: int = 0) -> None:
+        self.bench = scored(work, seed)
         self.run, self.parent, self.library = self.bench.run, self.bench.parent, self.bench.library
         self.items = corpus.accuracy_items()[ASKED]
 
@@ -90,23 +84,19 @@ class Contest:
 
     @cached_property
     def lesson(self) -> torch.Tensor:
-        """Token ids [S, T] to heal with: what the parent wrote for the library, and more."""
-        source = self.run.folder / "lesson.jsonl"
-        return written(self.parent, source, LENGTH, LESSON)
+        """Token ids [S, T] to heal with: all that the parent wrote."""
+        path = writing(self.run.folder, self.bench.scale)
+        return written(self.parent, path, LENGTH, PARTS * SCALE.calibration)
 
     def menu(self, goal: Goal) -> Menu:
         """What methods that pick blocks choose from."""
         return cpu_menu(self.bench, goal.budget)
 
     def examined(self, name: str, entry: Entry) -> dict[str, Any]:
-        """What a child is worth and how fast it really is, computed at most once.
-
-        Its speed is a record of its own: one that was taken on a busy machine can be taken anew.
-        """
-        make = cache(entry.make)
+        """What a child is worth, computed at most once; its time is `quality_times.py`'s."""
 
         def examine() -> dict[str, Any]:
-            model = make()
+            model = entry.make()
             text = by_sequence(model, self.reading)
             right = answers(model, self.parent.tokenizer, self.items)
             params = sum(tensor.numel() for tensor in model.parameters())
@@ -120,11 +110,8 @@ class Contest:
         asked = fingerprint(
             entry.inputs, corpus.digest(self.bench.texts["evaluation"]), len(self.items)
         )
-        worth = self.run.remember(f"bench/quality/{name}", asked, examine)
-        speed = self.run.remember(
-            f"bench/quality/speed/{name}", asked, lambda: paired_speed(make(), self.teacher)
-        )
-        return {**worth, **speed}
+        found: dict[str, Any] = self.run.remember(f"bench/quality/{name}", asked, examine)
+        return found
 
     def size(self, goal: Goal, cut: Cut) -> float:
         """What a dense cut takes of what the parent takes."""
@@ -137,95 +124,4 @@ class Contest:
     @cached_property
     def dense_time(self) -> DenseTime:
         """How long dense cuts take, from some that were measured with random weights."""
-        whole = Cut.whole(self.parent.shape)
-
-        def measure() -> list[dict[str, Any]]:
-            return [
-                {"cut": asdict(cut), **paired_speed(self._random(cut), self.teacher)}
-                for cut in probes(whole)
-            ]
-
-        asked = fingerprint("dense time", self.parent.fingerprint, WORK.model_dump())
-        rows = self.run.remember("bench/quality/dense_time", asked, measure)
-        cuts = [Cut(**{**row["cut"], "layers": tuple(row["cut"]["layers"])}) for row in rows]
-        return DenseTime.fitted(whole, cuts, [row["time_share"] for row in rows])
-
-    def _random(self, cut: Cut) -> PuzzleForCausalLM:
-        blocks = list(cut.shape(self.parent.config).blocks)
-        return random_model(cut.config(self.parent.config), blocks, FLOAT32)
-
-
-def probes(whole: Cut) -> list[Cut]:
-    """Cuts of every kind, from near the parent to far."""
-    hidden, heads, groups = whole.hidden_size, whole.heads, whole.kv_heads
-    ffn, layers = whole.intermediate_size, whole.layers
-    return [
-        Cut(hidden, heads, groups, ffn // 2, layers),
-        Cut(hidden, heads, groups, ffn // 8, layers),
-        Cut(hidden, heads, groups, ffn, layers[::2]),
-        Cut(hidden, heads, groups, ffn, layers[:22]),
-        Cut(432, heads, groups, ffn, layers),
-        Cut(288, heads, groups, ffn // 2, layers),
-        Cut(384, 6, groups, 1024, layers),
-        Cut(432, heads, groups, ffn // 2, layers[:20]),
-    ]
-
-
-@dataclass(frozen=True)
-class DenseTime:
-    """Time of a dense cut: so much a parameter outside the layers, a layer, and one in a layer."""
-
-    whole: Cut
-    weights: np.ndarray[Any, Any]  # of each feature: the share of the parent's time it takes
-    error: float  # the largest relative one of the cuts it was fitted to
-
-    @classmethod
-    def fitted(cls, whole: Cut, cuts: list[Cut], shares: list[float]) -> DenseTime:
-        """Least squares of relative errors; the parent counts as one of the cuts."""
-        rows = np.array([cls._features(whole, cut) for cut in [whole, *cuts]])
-        times = np.array([1.0, *shares])
-        weights, *_ = np.linalg.lstsq(rows / times[:, None], np.ones(len(times)), rcond=None)
-        return cls(whole, weights, float(np.abs(rows @ weights / times - 1).max()))
-
-    def share(self, cut: Cut) -> float:
-        """Of the parent's time."""
-        own, parent = (
-            self._features(self.whole, each) @ self.weights for each in (cut, self.whole)
-        )
-        return float(own / parent)
-
-    @staticmethod
-    def _features(whole: Cut, cut: Cut) -> np.ndarray[Any, Any]:
-        """Each relative to the parent's own."""
-
-        def inside(of: Cut) -> int:
-            attention = 2 * (of.heads + of.kv_heads) * 64
-            return len(of.layers) * of.hidden_size * (attention + 3 * of.intermediate_size)
-
-        return np.array(
-            [
-                cut.hidden_size / whole.hidden_size,
-                len(cut.layers) / len(whole.layers),
-                inside(cut) / inside(whole),
-            ]
-        )
-
-
-def paired_speed(model: PuzzleForCausalLM, parent: PuzzleForCausalLM) -> dict[str, float]:
-    """Time per request over the parent's, in turns; and tokens read and made per second."""
-    shares, seconds = [], []
-    for _ in range(REPEATS):
-        own, whole = (_request_s(each) for each in (model, parent))
-        shares.append(own / whole)
-        seconds.append(own)
-    return {
-        "time_share": statistics.median(shares),
-        "tokens_per_s": WORK.total_tokens / statistics.median(seconds),
-    }
-
-
-def _request_s(model: PuzzleForCausalLM) -> float:
-    """CPU seconds of one prompt and its new tokens."""
-    begin = time.process_time()
-    generate(model)
-    return time.process_time() - begin
+        return DenseTime.of(self.parent)

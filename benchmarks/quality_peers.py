@@ -34,6 +34,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 TOLERANCE = 1e-4  # of logits, between the model in memory and its checkpoint
+BATCH = 8  # sequences
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 MULTIPLE = 4  # of which torch-pruning's example keeps widths
 SIZES = (
     "hidden_size",
@@ -48,8 +50,9 @@ Prune = Callable[[Any, Any, torch.Tensor, float], None]  # with a package, chang
 
 def taylor(package: Any, model: Any, tokens: torch.Tensor) -> Any:
     """First-order Taylor terms; the model gets the gradients of its loss, summed over sequences."""
-    for sequence in tokens.split(1):
-        model(sequence, labels=sequence, use_cache=False).loss.backward()
+    for batch in tokens.split(BATCH):
+        mean = model(batch, labels=batch, use_cache=False).loss
+        (mean * len(batch)).backward()
     return package.importance.GroupTaylorImportance()
 
 
@@ -99,7 +102,7 @@ def _locally(package: Any, model: Any, importance: Any, **options: Any) -> None:
     """Prune every layer by a ranking of its own, then make the config true."""
     pruner = package.pruner.BasePruner(
         model,
-        example_inputs=torch.arange(8)[None],
+        example_inputs=torch.arange(8, device=model.device)[None],
         forward_fn=lambda model, tokens: model(tokens, use_cache=False).logits,
         importance=importance,
         global_pruning=False,
@@ -137,9 +140,9 @@ def depth(package: Any, model: Any, tokens: torch.Tensor, share: float) -> None:
 
 
 def _batches(tokens: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-    """A sequence a batch, as a DataLoader would give them."""
+    """The text as a DataLoader would give it."""
     return [
-        {"input_ids": each, "attention_mask": torch.ones_like(each)} for each in tokens.split(1)
+        {"input_ids": each, "attention_mask": torch.ones_like(each)} for each in tokens.split(BATCH)
     ]
 
 
@@ -158,7 +161,7 @@ def loaded(folder: str) -> Any:
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager"
     )
-    return model.eval()
+    return model.eval().to(DEVICE)
 
 
 def check(model: Any, folder: str, tokens: torch.Tensor) -> None:
@@ -173,7 +176,7 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
     """Prune, save and check; the object to print."""
     package = import_module(task["method"].replace("-", "_"))
     prune = SETTINGS[task["method"]][task["setting"]]
-    tokens = load_file(task["tokens"])["tokens"]
+    tokens = load_file(task["tokens"])["tokens"].to(DEVICE)
     model = loaded(task["parent"])
     begin = time.process_time()
     prune(package, model, tokens, task["share"])

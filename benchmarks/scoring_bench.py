@@ -44,12 +44,15 @@ WEB = ROOT / "checkpoints" / "web" / "web.jsonl"
 LENGTH = 768  # longer than the longest window of the space
 CALIBRATION, EVALUATION = 21 * LENGTH, 22 * LENGTH  # tokens
 OWN_SPARE = 4096  # tokens written beyond the share that documents of calibration have on average
+OWN = "own.jsonl"  # what the parent writes
+PARTS = 3  # of what the parent writes, one for each seed
 SAMPLES = 8
 # what this processor multiplies in its own instructions, where children are evaluated and healed
 DTYPE = "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
 LONGEST = 8  # layers in a row removed as one
 SAMPLED = 150  # blocks that are scored exactly
 CHUNK = 30  # blocks of the sample between two savings
+DISTILL = {"batch_tokens": 4096, "learning_rate": 3e-4}
 AT_ONCE = 4  # children evaluated between two savings
 SPACE = Space(
     attention=("gqa3", "gqa1", "gqa3w128", "gqa3w512", "linear", "noop"),
@@ -73,6 +76,8 @@ class Scale:
     calibration: int = CALIBRATION
     own: bool = False  # written by the parent
     samples: int = SAMPLES
+    distilled: int = 0  # tokens that every piece learns from; none leaves the refit ones
+    seed: int = 0  # which part of the parent's writing teaches, and of the labels
 
 
 def texts(parent: Parent, work: Path, scale: Scale) -> dict[str, torch.Tensor]:
@@ -84,14 +89,24 @@ def texts(parent: Parent, work: Path, scale: Scale) -> dict[str, torch.Tensor]:
         path.write_text("".join(lines[part::2]), encoding="utf-8")
         return tokens_of(parent, str(path), length, count)
 
-    taught = scale.length, scale.calibration
+    def calibration() -> torch.Tensor:
+        if not scale.own:
+            return tokens_of(parent, "embedded", scale.length, scale.calibration)
+        path = writing(work, scale)
+        return written(parent, path, scale.length, PARTS * scale.calibration).chunk(PARTS)[
+            scale.seed
+        ]
+
     return {
-        "calibration": written(parent, work / "own.jsonl", *taught)
-        if scale.own
-        else tokens_of(parent, "embedded", *taught),
+        "calibration": calibration(),
         "scoring": web("scoring", 0, scale.length, scale.scoring),
         "evaluation": web("evaluation", 1, LENGTH, EVALUATION),
     }
+
+
+def writing(work: Path, scale: Scale) -> Path:
+    """The file of what the parent writes: seeds other than the first work in folders inside."""
+    return (work.parent if scale.seed else work) / OWN
 
 
 def written(parent: Parent, path: Path, length: int, count: int) -> torch.Tensor:
@@ -114,13 +129,14 @@ class Bench:
         self.run, self.parent = Run(work), open_parent(str(MODEL))
         self.space, self.scale = layer_blocks(self.parent.blocks, space, "hf"), scale
         self.texts = texts(self.parent, work, scale)
-        draws = {"samples": scale.samples, "seed": 0}
+        draws = {"samples": scale.samples, "seed": scale.seed}
         traced = trace_print(self.parent, self.texts["scoring"], **draws)
         (window,) = windows(self.texts, self.parent, Config(), traced)
         splits = {"scoring": self.texts["scoring"], **window.parts}
         trace(self.run, self.parent, splits, **draws)
         wanted = pieces(self.space, self.parent.blocks)
-        self.inputs = distill(self.run, self.parent, wanted, Distill(tokens=0), window)
+        options = Distill(tokens=scale.distilled, **DISTILL)
+        self.inputs = distill(self.run, self.parent, wanted, options, window)
         self.library, self.parts = Library(self.run, self.parent), list(window.parts)
 
     def step(self, name: str, make: Callable[[], Any]) -> dict[str, Any]:

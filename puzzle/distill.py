@@ -23,7 +23,7 @@ import torch
 from puzzle import ranks, records
 from puzzle.blocks.variant import Block
 from puzzle.config import Distill
-from puzzle.device import current, shuffled
+from puzzle.device import current, fast_products, shuffled
 from puzzle.lesson import Lesson, Streams
 from puzzle.library import Library, is_half
 from puzzle.modules import Weights
@@ -172,9 +172,10 @@ class _Study:
         for group in self.optimizer.param_groups:
             group["lr"] = self.peak * rate
         half_precision = self.lesson.parent.dtype == torch.bfloat16
-        with torch.autocast(current().type, torch.bfloat16, enabled=half_precision):
-            loss = self.lesson.loss(self.module, streams, self.kind)
-        loss.backward()
+        with fast_products():
+            with torch.autocast(current().type, torch.bfloat16, enabled=half_precision):
+                loss = self.lesson.loss(self.module, streams, self.kind)
+            loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
 

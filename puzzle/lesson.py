@@ -26,6 +26,7 @@ from puzzle.blocks.moe import expert_contributions
 from puzzle.blocks.refit import NormalEquations, Tokens, token_weights
 from puzzle.blocks.variant import FFN, GQA, Block, Groups, MoE, NoOp
 from puzzle.config import Loss
+from puzzle.device import at_once
 from puzzle.export.modeling_puzzle import PuzzleLayer
 from puzzle.fisher import corrected, per_token, relative_change
 from puzzle.library import own_half
@@ -57,8 +58,9 @@ class Streams:
 
     def batches(self) -> Iterator[Streams]:
         """The sequences in order, a few at a time."""
-        for start in range(0, len(self.enter), BATCH_SEQUENCES):
-            yield self[start : start + BATCH_SEQUENCES]
+        size = at_once(BATCH_SEQUENCES)
+        for start in range(0, len(self.enter), size):
+            yield self[start : start + size]
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ class Lesson:
                 torch.cat([run.load_tensors(records.hidden(split, place))["h"] for split in splits])
                 for place in (layer, layer + 1)
             )
-            middle = torch.cat([module.attend(h, **context) for h in enter.split(BATCH_SEQUENCES)])
+            batches = enter.split(at_once(BATCH_SEQUENCES))
+            middle = torch.cat([module.attend(batch, **context) for batch in batches])
             return Streams(enter, middle, leave, token_weights(leave))
 
         teach, judge = streams(*window.parts), streams("scoring")

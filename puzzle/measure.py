@@ -20,6 +20,7 @@ from torch import nn
 from puzzle import records
 from puzzle.assemble import assemble, from_weights
 from puzzle.blocks.variant import Block
+from puzzle.device import at_once
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
 from puzzle.library import Library
 from puzzle.modules import Weights
@@ -172,7 +173,7 @@ def _forward(
     """What one block makes of each of these streams [S, T, D]."""
     module = library.layer(layer, block)
     context = library.parent.context(streams[0][:1], module.window)
-    size = max(1, BATCH_TOKENS // streams[0].shape[1])
+    size = max(1, at_once(BATCH_TOKENS) // streams[0].shape[1])
     for stream in streams:
         yield torch.cat([module(batch, **context) for batch in stream.split(size)])
 

@@ -23,6 +23,7 @@ from torch import nn
 from puzzle import records
 from puzzle.blocks.refit import NormalEquations, Tokens, token_weights
 from puzzle.blocks.variant import Block
+from puzzle.device import at_once
 from puzzle.export.modeling_puzzle import PuzzleLayer
 from puzzle.lesson import BATCH_SEQUENCES, LAST_MATRICES
 from puzzle.library import Library
@@ -48,8 +49,9 @@ class Aim:
 
     def batches(self) -> Iterator[Aim]:
         """The sequences in order, a few at a time."""
-        for start in range(0, len(self.enter), BATCH_SEQUENCES):
-            yield self[start : start + BATCH_SEQUENCES]
+        size = at_once(BATCH_SEQUENCES)
+        for start in range(0, len(self.enter), size):
+            yield self[start : start + size]
 
     def error(self, half: Half) -> float:
         """Weighted squared distance from where the half comes out to where it should."""
@@ -159,12 +161,13 @@ def _parent_stream(library: Library, splits: Sequence[str], layer: int) -> torch
 
 def _attended(library: Library, module: PuzzleLayer, stream_STD: torch.Tensor) -> torch.Tensor:
     context = library.parent.context(stream_STD[:1], module.window)
-    batches = stream_STD.split(BATCH_SEQUENCES)
+    batches = stream_STD.split(at_once(BATCH_SEQUENCES))
     return torch.cat([module.attend(batch, **context) for batch in batches])
 
 
 def _fed(module: PuzzleLayer, stream_STD: torch.Tensor) -> torch.Tensor:
-    return torch.cat([module.feed(batch) for batch in stream_STD.split(BATCH_SEQUENCES)])
+    batches = stream_STD.split(at_once(BATCH_SEQUENCES))
+    return torch.cat([module.feed(batch) for batch in batches])
 
 
 @torch.no_grad()

@@ -18,14 +18,15 @@ from typing import Any
 import torch
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
-from puzzle.device import placed, seeded
+from puzzle.device import current, placed, seeded
 from puzzle.errors import PuzzleError
 from puzzle.export.register import load_checkpoint
 from puzzle.generation import continued
 from puzzle.parent import checkpoint_folder, checkpoint_print, load_tokenizer
 from puzzle.progress import track
+from puzzle.shape import Shape
 
-TOGETHER = 64  # sequences that are written at the same time
+TOGETHER, MOST = 64, 1024  # sequences that are written at the same time, on a GPU at most
 LENGTH = 256  # tokens of one
 
 
@@ -33,9 +34,9 @@ LENGTH = 256  # tokens of one
 def sample(model: str, out: Path, tokens: int) -> int:
     """Write about so many tokens of the model's own text to a JSONL file; how many there are.
 
-    A row holds `text`, a document or the beginning of one, its number of `tokens`, the `batch` it
-    was written in and the fingerprint of the `model`. A file that holds some already is gone on
-    with.
+    A row holds `text`, a document or the beginning of one, its number of `tokens`, how many had
+    been `drawn` with its batch, and the fingerprint of the `model`. A file that holds some already
+    is gone on with.
 
     Raises:
         PuzzleError: the file is another model's, or the model does not say where a text ends.
@@ -46,20 +47,32 @@ def sample(model: str, out: Path, tokens: int) -> int:
     rows = _known(out, model, own)
     if end is None:
         raise PuzzleError("the tokenizer has no end-of-text token; set eos_token in its config")
-    first = rows[-1]["batch"] + 1 if rows else 0
-    config = AutoConfig.from_pretrained(folder)
-    length = min(LENGTH, getattr(config, "max_position_embeddings", LENGTH) - 1)
-    batches = range(first, -(-tokens // (TOGETHER * length)))
-    if batches:
+    before = rows[-1]["drawn"] if rows else 0
+    if before < tokens:
+        config = AutoConfig.from_pretrained(folder)
+        length = min(LENGTH, getattr(config, "max_position_embeddings", LENGTH) - 1)
         writer = load_checkpoint(folder, torch.float32)
+        size = _together(writer, length)
         out.parent.mkdir(parents=True, exist_ok=True)
-        for batch in track(batches, "sample", len(batches)):
-            ids_ST = draw(writer, end, TOGETHER, length, seed=batch)
+        batches = range(before, tokens, size * length)
+        for drawn in track(batches, "sample", len(batches)):
+            ids_ST = draw(writer, end, size, length, seed=drawn)
             for document in _documents(ids_ST, end):
-                said = {"tokens": len(document), "batch": batch, "model": own}
+                said = {"tokens": len(document), "drawn": drawn + ids_ST.numel(), "model": own}
                 rows.append({"text": tokenizer.decode(document), **said})
             _save(out, rows)
     return sum(row["tokens"] for row in rows)
+
+
+def _together(writer: PreTrainedModel, length: int) -> int:
+    """How many sequences at the same time: on a GPU as many as half its free memory caches."""
+    if current().type != "cuda":
+        return TOGETHER
+    shape = Shape.from_config(writer.config.to_dict())
+    cached = sum(block.attention.cached_heads for block in shape.blocks)
+    each = 2 * 4 * length * shape.head_dim * cached  # keys and values in float32
+    free, _ = torch.cuda.mem_get_info()
+    return max(TOGETHER, min(MOST, free // 2 // max(1, each)))
 
 
 def draw(
@@ -92,7 +105,7 @@ def _known(out: Path, model: str, own: str) -> list[dict[str, Any]]:
         return []
     try:
         rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-        known = all(row["model"] == own and row["tokens"] + row["batch"] >= 0 for row in rows)
+        known = all(row["model"] == own and row["tokens"] <= row["drawn"] for row in rows)
     except (ValueError, TypeError, KeyError):
         known = False
     if not known:

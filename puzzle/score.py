@@ -22,6 +22,7 @@ import torch
 
 from puzzle import records
 from puzzle.blocks.variant import NOTHING, Block
+from puzzle.device import at_once
 from puzzle.errors import PuzzleError
 from puzzle.fisher import FISHER_POWER, corrected, per_token, relative_change
 from puzzle.library import Library
@@ -174,7 +175,7 @@ def outputs(
     library: Library, layer: int, blocks: Sequence[Block], enter_STD: torch.Tensor
 ) -> Iterator[tuple[Block, torch.Tensor]]:
     """Each block with what it makes of the layer's input [S, T, D]; attention is shared."""
-    batches = enter_STD.split(BATCH_SEQUENCES)
+    batches = enter_STD.split(at_once(BATCH_SEQUENCES))
     if library.coupled:
         for block in blocks:
             module = library.layer(layer, block)

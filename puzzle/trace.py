@@ -23,7 +23,7 @@ from torch import nn
 
 from puzzle import ranks, records
 from puzzle.corpus import digest
-from puzzle.device import drawn
+from puzzle.device import at_once, drawn
 from puzzle.parent import Parent
 from puzzle.progress import track
 from puzzle.run import Run, fingerprint
@@ -216,7 +216,7 @@ def _pull_back(
 
 
 def _sequences(hidden_STD: torch.Tensor) -> int:
-    return max(1, BATCH_TOKENS // hidden_STD.shape[1])
+    return max(1, at_once(BATCH_TOKENS) // hidden_STD.shape[1])
 
 
 def _batches(hidden_STD: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -17,7 +17,7 @@ import torch
 from puzzle import checks
 from puzzle.checkpoints import Checkpoints, Losses
 from puzzle.config import Heal
-from puzzle.device import seeded
+from puzzle.device import at_once, fast_products, seeded
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
 from puzzle.objective import Objective
 from puzzle.progress import track
@@ -90,7 +90,7 @@ class Training:
         rate = self.options.learning_rate * step.rate
         for group in optimizer.param_groups:
             group["lr"] = rate
-        with seeded(len(self.losses)):  # what drops out, where a model has that
+        with fast_products(), seeded(len(self.losses)):  # what drops out, where a model has that
             losses = self._pass(batch(self.texts.training_ST, step), learn=True)
         torch.nn.utils.clip_grad_norm_(self.objective.student.parameters(), CLIP)
         optimizer.step()
@@ -100,7 +100,7 @@ class Training:
     def _pass(self, batch_ST: torch.Tensor, *, learn: bool) -> dict[str, float]:
         """The mean losses of a batch, a few sequences at a time; their gradients are added up."""
         device = self.objective.device
-        size = max(1, MICRO_TOKENS // batch_ST.shape[1])
+        size = max(1, at_once(MICRO_TOKENS) // batch_ST.shape[1])
         totals: Counter[str] = Counter()
         for tokens_ST, share_S in zip(*(part.split(size) for part in _mine(batch_ST))):
             autocast = torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32)

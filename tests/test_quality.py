@@ -35,6 +35,7 @@ def row(method: str, kls: list[float], right: str = "10", **changes: Any) -> dic
         "time_share": 0.75,
         "params_share": 0.8,
         "healed_tokens": 0,
+        "seed": 0,
         "kl": sum(kls) / len(kls),
         "kls": kls,
         "right": right,
@@ -82,8 +83,8 @@ def test_the_summary_compares_with_the_nearest_of_other_peoples_methods(
 
 
 def test_the_time_of_dense_cuts_is_found_again(quality: ModuleType) -> None:
-    dense = sys.modules["quality_contest"].DenseTime
-    cuts = sys.modules["quality_contest"].probes(WHOLE)
+    dense = sys.modules["quality_times"].DenseTime
+    cuts = sys.modules["quality_times"].probes(WHOLE)
     known = dense(WHOLE, np.array([0.2, 0.3, 0.5]), 0.0)
     fitted = dense.fitted(WHOLE, cuts, [known.share(cut) for cut in cuts])
     assert fitted.weights == pytest.approx(known.weights)

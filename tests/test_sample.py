@@ -123,7 +123,7 @@ def test_the_command_writes_a_source_that_the_search_reads(
 
 
 def test_another_models_file_is_not_gone_on_with(tiny_parent: str, tmp_path: Path) -> None:
-    for line in ('{"text": "by hand"}', '{"text": "", "tokens": 1, "batch": 0, "model": "m"}', "x"):
+    for line in ('{"text": "by hand"}', '{"text": "", "tokens": 1, "drawn": 1, "model": "m"}', "x"):
         (tmp_path / "own.jsonl").write_text(line + "\n")
         with pytest.raises(
             PuzzleError, match=r"something else than text that .* wrote; name anoth"
