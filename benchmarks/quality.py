@@ -10,8 +10,8 @@ choose by the same scoring text; children are examined on other web text and on 
 that nothing is chosen by. Rows say what taught them, and only such are compared as the same text
 taught. `GOAL/METHOD/healed` heals a child with 100,000 tokens that the parent wrote, by cosine +
 KL, or by KL alone where its hidden size is not the parent's; of Minitron's cuts the one that is
-the best once lightly healed. `GOAL/METHOD/seed1` is taught by another part of the parent's writing,
-in another run.
+the best once lightly healed. `GOAL/METHOD/seed1` is taught by other writing of the parent, in
+another run.
 
 WORK is a run directory, not that of `benchmarks/scoring.py`, which has another space; its library
 and scores are made where they are missing, on a GPU where there is one (about a minute; an hour and
@@ -38,7 +38,7 @@ from quality_contest import LENGTH, Contest, Entry, Goal
 from quality_figure import MEASURED, draw
 from quality_methods import METHODS, OTHERS, OURS, UNIFORM
 from quality_times import speed
-from scoring_bench import MODEL, PARTS
+from scoring_bench import MODEL
 
 from puzzle import corpus
 from puzzle.config import Heal
@@ -53,7 +53,7 @@ SHARES = ("0.75", "0.5", "0.9", "0.6")  # the headline's first
 GOALS = [Goal(of, share) for of in ("time", "parameters") for share in SHARES]
 HEAL = Heal(tokens=100_000, batch_tokens=2_000, learning_rate=2e-4)
 TAUGHT = f"own writing, {SCALE.calibration:,} tokens"
-SEEDS = range(PARTS)
+SEEDS = range(3)
 RATIO = "kl_over_best_baseline"
 DRAWS = 10_000  # of a bootstrap
 Row = dict[str, Any]

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cpu_menu import SCALE, cpu_budget, cpu_menu, scored
+from cpu_menu import cpu_budget, cpu_menu, scored
 from quality_times import DenseTime
-from scoring_bench import PARTS, writing, written
+from scoring_bench import OWN, written
 
 from puzzle import corpus
 from puzzle.assemble import assemble
@@ -85,8 +85,8 @@ class Contest:
     @cached_property
     def lesson(self) -> torch.Tensor:
         """Token ids [S, T] to heal with: all that the parent wrote."""
-        path = writing(self.run.folder, self.bench.scale)
-        return written(self.parent, path, LENGTH, PARTS * SCALE.calibration)
+        path, scale = self.run.folder / OWN, self.bench.scale
+        return written(self.parent, path, LENGTH, scale.calibration, scale.seed)
 
     def menu(self, goal: Goal) -> Menu:
         """What methods that pick blocks choose from."""

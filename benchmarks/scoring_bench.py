@@ -45,14 +45,13 @@ LENGTH = 768  # longer than the longest window of the space
 CALIBRATION, EVALUATION = 21 * LENGTH, 22 * LENGTH  # tokens
 OWN_SPARE = 4096  # tokens written beyond the share that documents of calibration have on average
 OWN = "own.jsonl"  # what the parent writes
-PARTS = 3  # of what the parent writes, one for each seed
 SAMPLES = 8
 # what this processor multiplies in its own instructions, where children are evaluated and healed
 DTYPE = "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
 LONGEST = 8  # layers in a row removed as one
 SAMPLED = 150  # blocks that are scored exactly
 CHUNK = 30  # blocks of the sample between two savings
-DISTILL = {"batch_tokens": 4096, "learning_rate": 3e-4}
+DISTILL = {"batch_tokens": 4096, "learning_rate": 3e-3}
 AT_ONCE = 4  # children evaluated between two savings
 SPACE = Space(
     attention=("gqa3", "gqa1", "gqa3w128", "gqa3w512", "linear", "noop"),
@@ -77,7 +76,7 @@ class Scale:
     own: bool = False  # written by the parent
     samples: int = SAMPLES
     distilled: int = 0  # tokens that every piece learns from; none leaves the refit ones
-    seed: int = 0  # which part of the parent's writing teaches, and of the labels
+    seed: int = 0  # of what the parent writes, and of the labels
 
 
 def texts(parent: Parent, work: Path, scale: Scale) -> dict[str, torch.Tensor]:
@@ -89,29 +88,19 @@ def texts(parent: Parent, work: Path, scale: Scale) -> dict[str, torch.Tensor]:
         path.write_text("".join(lines[part::2]), encoding="utf-8")
         return tokens_of(parent, str(path), length, count)
 
-    def calibration() -> torch.Tensor:
-        if not scale.own:
-            return tokens_of(parent, "embedded", scale.length, scale.calibration)
-        path = writing(work, scale)
-        return written(parent, path, scale.length, PARTS * scale.calibration).chunk(PARTS)[
-            scale.seed
-        ]
-
+    taught = scale.length, scale.calibration
     return {
-        "calibration": calibration(),
+        "calibration": written(parent, work / OWN, *taught, scale.seed)
+        if scale.own
+        else tokens_of(parent, "embedded", *taught),
         "scoring": web("scoring", 0, scale.length, scale.scoring),
         "evaluation": web("evaluation", 1, LENGTH, EVALUATION),
     }
 
 
-def writing(work: Path, scale: Scale) -> Path:
-    """The file of what the parent writes: seeds other than the first work in folders inside."""
-    return (work.parent if scale.seed else work) / OWN
-
-
-def written(parent: Parent, path: Path, length: int, count: int) -> torch.Tensor:
+def written(parent: Parent, path: Path, length: int, count: int, seed: int) -> torch.Tensor:
     """Token ids [S, T] of text that the parent writes into this file, where it has not yet."""
-    let_write(str(MODEL), path, count * 10 // 9 + OWN_SPARE)
+    let_write(str(MODEL), path, count * 10 // 9 + OWN_SPARE, seed=seed)
     return tokens_of(parent, str(path), length, count)
 
 

@@ -31,7 +31,7 @@ LENGTH = 256  # tokens of one
 
 
 @placed
-def sample(model: str, out: Path, tokens: int) -> int:
+def sample(model: str, out: Path, tokens: int, *, seed: int = 0) -> int:
     """Write about so many tokens of the model's own text to a JSONL file; how many there are.
 
     A row holds `text`, a document or the beginning of one, its number of `tokens`, how many had
@@ -56,7 +56,7 @@ def sample(model: str, out: Path, tokens: int) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
         batches = range(before, tokens, size * length)
         for drawn in track(batches, "sample", len(batches)):
-            ids_ST = draw(writer, end, size, length, seed=drawn)
+            ids_ST = draw(writer, end, size, length, seed=(seed << 40) + drawn)
             for document in _documents(ids_ST, end):
                 said = {"tokens": len(document), "drawn": drawn + ids_ST.numel(), "model": own}
                 rows.append({"text": tokenizer.decode(document), **said})

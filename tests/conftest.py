@@ -20,7 +20,7 @@ from puzzle.parent import open_parent
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 # On the CPU, where bits are promised. `CUDA_VISIBLE_DEVICES=0 python -m pytest tests/kernels
-# tests/test_device.py` runs what is meant for a GPU.
+# tests/test_gpu.py` runs what is meant for a GPU.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 

@@ -20,12 +20,20 @@ KERNELS = Path(__file__).parents[2] / "blocks" / "kernels"
 def run_case(case: Case, copy_rate: float) -> dict[str, Any]:
     """The row of one case: wrong, or timed."""
     row: dict[str, Any] = {"case": case.name, "kernels": fingerprint(), "versions": versions()}
-    working, broken = _working(case)
-    if failure := wrong(case, next(iter(working.values()))):
-        return row | {"wrong": failure}
+    reason, working, broken = checked(case)
+    if reason:
+        return row | {"wrong": reason}
     library = {name: function for name, function in working.items() if name != "reference"}
     timings = measure({"triton": case.ours} | library, case.inputs)
     return row | judge(case, timings, copy_rate) | ({"unavailable": broken} if broken else {})
+
+
+def checked(case: Case) -> tuple[str, dict[str, Function], dict[str, str]]:
+    """Why the case must not be timed, else empty; what of the library runs, and what does not."""
+    working, broken = _working(case)
+    if not working:
+        return f"nothing to compare with: {broken}", working, broken
+    return wrong(case, next(iter(working.values()))), working, broken
 
 
 def _working(case: Case) -> tuple[dict[str, Function], dict[str, str]]:

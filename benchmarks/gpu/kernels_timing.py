@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from kernels_torch import Function, normal
 
+from puzzle.hardware.graphs import Replay, captured, warm_s
+
 ROTATED_BYTES = 256 * 2**20  # several times the L2 cache of an H100 (50 MiB)
-SAMPLES, SAMPLE_S = 25, 5e-3
+SAMPLES = 25
 
 
 @dataclass(frozen=True)
@@ -31,11 +34,10 @@ def measure(functions: dict[str, Function], make: Function) -> dict[str, Timing]
     """Time functions alternately, each as a CUDA graph over the same rotating inputs."""
     copies = _rotating(make)
     graphs = {name: _graph(function, copies) for name, function in functions.items()}
-    replays = {name: max(1, round(SAMPLE_S / _replay_s(g, 1))) for name, g in graphs.items()}
     samples: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(SAMPLES):
         for name, graph in graphs.items():
-            samples[name].append(_replay_s(graph, replays[name]) / len(copies))
+            samples[name].append(graph.sample_s())
     return {name: summarize(found) for name, found in samples.items()}
 
 
@@ -47,29 +49,11 @@ def _rotating(make: Function) -> list[tuple[torch.Tensor, ...]]:
     return [first, *(make() for _ in range(count - 1))]
 
 
-def _graph(function: Function, copies: list[tuple[torch.Tensor, ...]]) -> torch.cuda.CUDAGraph:
-    """One pass over the copies, warmed up outside the graph as torch asks."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            function(*copies[0])
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for inputs in copies:
-            function(*inputs)
-    return graph
-
-
-def _replay_s(graph: torch.cuda.CUDAGraph, times: int) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(times):
-        graph.replay()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1000 / times
+def _graph(function: Function, copies: list[tuple[torch.Tensor, ...]]) -> Replay:
+    """One pass over the copies."""
+    passes = [partial(function, *inputs) for inputs in copies]
+    warm_s(passes[0])
+    return captured(passes)
 
 
 def copy_bytes_s() -> float:

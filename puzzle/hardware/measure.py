@@ -3,16 +3,17 @@
 What is timed is what would run, in one pass that reads prompts or makes one token each at a given
 context: `PuzzleLayer` with torch's kernels, or the same half on our own (`kernel_half.py`). Weights
 rotate among copies that no cache holds, as those of a whole model do. Seconds are medians; on CUDA
-between events.
+those of graphs (`graphs.py`).
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import cycle
 from typing import Any
 
@@ -20,11 +21,17 @@ import torch
 
 from puzzle.blocks.variant import Block, NoOp
 from puzzle.export.modeling_puzzle import CACHE, PuzzleForCausalLM, PuzzleLayer, layer_masks
+from puzzle.hardware.graphs import Run, captured_or_launched, warm_s
 from puzzle.modules import build_layer, build_model, child_config, rotary
 
 ROTATED_BYTES = 256 * 2**20  # weights in turn: more than the caches of processors and GPUs
-FEWEST, LEAST_S = 7, 0.3  # samples of a pass, and seconds of sampling
+MOST_COPIES, MOST_PASSES = 256, 16  # in turn on a CPU; in one graph on a GPU
+LONGEST_GRAPH_S = 0.02  # launched one by one; a pass that takes longer is a graph alone
+FEWEST = 7  # samples of a pass
+LEAST_S, LEAST_GRAPHS_S = 0.3, 0.05  # of sampling on a CPU and of graphs, which are steady
 EMPTY = Block(NoOp(), NoOp())
+KeysValues = tuple[torch.Tensor, torch.Tensor]  # a cache [B, K, T, h]
+Way = Callable[[torch.Tensor], torch.Tensor]  # of the residual stream through a half
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,11 @@ class Case:
     length: int  # of the prompts, or the context that the new token sees
     kernels: str = "torch"  # whose they are: torch or triton
 
+    @property
+    def tokens(self) -> int:
+        """Of each sequence that go through the pass."""
+        return self.length if self.phase == "prefill" else 1
+
 
 class Bench:
     """Times cases of one parent's halves; holds the random layers of the last half only."""
@@ -46,47 +58,82 @@ class Bench:
         self._built: tuple[Block | None, list[Any]] | None = None
 
     def time(self, case: Case) -> tuple[float, float]:
-        """Seconds of one pass, and the middle half's spread over them."""
+        """Seconds of one pass, and the middle half's spread over them.
+
+        Raises:
+            torch.OutOfMemoryError: the GPU does not hold the pass.
+        """
         with torch.inference_mode():
-            if case.half is None:
-                return self._sample(self._outside(case))
-            ask = self._on_kernels if case.kernels == "triton" else self._on_torch
-            return self._sample(ask(case, case.half))
+            return self.sample(self._outside(case) if case.half is None else self._alone(case))
+
+    def sample(self, passes: Sequence[Run]) -> tuple[float, float]:
+        """Median seconds of passes that take their turn, and the middle half's spread over them."""
+        cuda = self.device.type == "cuda"
+        sample_s, least_s = (_graph(passes), LEAST_GRAPHS_S) if cuda else (_turns(passes), LEAST_S)
+        times: list[float] = []
+        begin = time.perf_counter()
+        while len(times) < FEWEST or time.perf_counter() - begin < least_s:
+            times.append(sample_s())
+        quarters = statistics.quantiles(times, n=4)
+        return quarters[1], (quarters[2] - quarters[0]) / quarters[1]
+
+    def ways(self, case: Case, layers: Sequence[PuzzleLayer]) -> list[Way]:
+        """Through each of the layers, which hold the case's half, in its pass.
+
+        Caches rotate as weights do, as far as ROTATED_BYTES go.
+        """
+        assert case.half is not None
+        ours = case.kernels == "triton"  # which fill the last rows of the cache, torch appends them
+        rows = case.length if ours else case.length - case.tokens
+        first = self._past(case.half, case.batch, rows)
+        count = min(len(layers), 1 + ROTATED_BYTES // max(1, 2 * first[0].nbytes))
+        pasts = [first, *((first[0].clone(), first[1].clone()) for _ in range(count - 1))]
+        way = self._on_kernels(case) if ours else self._on_torch(case, case.half, first)
+        return [way(layer, past) for layer, past in zip(layers, cycle(pasts))]
+
+    @cached_property
+    def _child_config(self) -> Any:
+        return child_config(self.config, [EMPTY])
 
     @cached_property
     def _rotary(self) -> Any:
-        return rotary(child_config(self.config, [EMPTY])).to(self.device)
+        return rotary(self._child_config).to(self.device)
 
-    def _on_kernels(self, case: Case, half: Block) -> Callable[[], object]:
-        from puzzle.hardware.kernel_half import KernelHalf, Past
-
-        halves = cycle([KernelHalf(layer) for layer in self._layers(half)])
-        stream, positions = self._stream(case)
-        keys, values = self._past(half, case.batch, case.length)
-        cos, sin = self._rotary(stream, position_ids=positions)
-        return lambda: next(halves)(stream, Past(cos, sin, keys, values))
-
-    def _layers(self, half: Block) -> list[PuzzleLayer]:
-        return self._copies(half, lambda: random_layer(self.config, half, self._to))
+    def _alone(self, case: Case) -> list[Run]:
+        half = case.half
+        assert half is not None
+        layers = self._copies(half, lambda: random_layer(self.config, half, self._to))
+        stream, _ = self._stream(case)
+        return [partial(way, stream) for way in self.ways(case, layers)]
 
     def _stream(self, case: Case) -> tuple[torch.Tensor, torch.Tensor]:
         """The residual stream that enters a pass, and the positions of its tokens."""
-        tokens, past = (case.length, 0) if case.phase == "prefill" else (1, case.length - 1)
-        stream = torch.randn(case.batch, tokens, self.config.hidden_size, **self._to)
-        return stream, torch.arange(past, past + tokens, device=self.device).unsqueeze(0)
+        stream = torch.randn(case.batch, case.tokens, self.config.hidden_size, **self._to)
+        positions = torch.arange(case.length - case.tokens, case.length, device=self.device)
+        return stream, positions.unsqueeze(0)
 
-    def _on_torch(self, case: Case, half: Block) -> Callable[[], object]:
-        layers = cycle(self._layers(half))
+    def _on_kernels(self, case: Case) -> Callable[[PuzzleLayer, KeysValues], Way]:
+        from puzzle.hardware.kernel_half import KernelHalf, Past
+
         stream, positions = self._stream(case)
-        past = case.length - stream.shape[1]
-        keys, values = self._past(half, case.batch, past)
+        cos, sin = self._rotary(stream, position_ids=positions)
+
+        def way(layer: PuzzleLayer, past: KeysValues) -> Way:
+            return partial(KernelHalf(layer), past=Past(cos, sin, *past))
+
+        return way
+
+    def _on_torch(
+        self, case: Case, half: Block, example: KeysValues
+    ) -> Callable[[PuzzleLayer, KeysValues], Way]:
+        stream, positions = self._stream(case)
         window = half.attention.sees
         masks = layer_masks(
-            child_config(self.config, [half]),
+            self._child_config,
             {window},
             inputs_embeds=stream,
             attention_mask=None,
-            cache=filled_cache(keys, values),
+            cache=filled_cache(*example),
             position_ids=positions,
         )
         context = {
@@ -96,46 +143,47 @@ class Bench:
             "use_cache": True,
         }
 
-        def run() -> object:
-            return next(layers)(stream, **context, **{CACHE: filled_cache(keys, values)})
+        def way(layer: PuzzleLayer, past: KeysValues) -> Way:
+            cache = filled_cache(*past)
 
-        return run
+            def run(stream: torch.Tensor) -> torch.Tensor:
+                try:
+                    return layer(stream, **context, **{CACHE: cache})
+                finally:  # what the pass appended goes
+                    cache.layers[0].keys, cache.layers[0].values = past
 
-    def _past(self, half: Block, batch: int, past: int) -> tuple[torch.Tensor, torch.Tensor]:
+            return run
+
+        return way
+
+    def _past(self, half: Block, batch: int, rows: int) -> KeysValues:
         heads = half.attention.cached_heads
-        head_dim = child_config(self.config, [half]).head_dim
-        kept = torch.randn(2, batch, heads, past, head_dim, **self._to)
+        kept = torch.randn(2, batch, heads, rows, self._child_config.head_dim, **self._to)
         return kept[0], kept[1]
 
-    def _outside(self, case: Case) -> Callable[[], object]:
-        models = cycle(self._copies(None, lambda: random_model(self.config, [EMPTY], self._to)))
-        tokens = case.length if case.phase == "prefill" else 1
-        inputs = torch.ones(case.batch, tokens, dtype=torch.long, device=self.device)
+    def _outside(self, case: Case) -> list[Run]:
+        models = self._copies(None, lambda: random_model(self.config, [EMPTY], self._to))
+        inputs = torch.ones(case.batch, case.tokens, dtype=torch.long, device=self.device)
+        unseen = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)  # else one is made
 
-        def run() -> object:
-            return next(models)(inputs, logits_to_keep=1).logits[:, -1].argmax(-1)
+        def run(model: PuzzleForCausalLM) -> torch.Tensor:
+            logits = model(inputs, attention_mask=unseen, logits_to_keep=1).logits
+            return logits[:, -1].argmax(-1)
 
-        return run
+        return [partial(run, model) for model in models]
 
     def _copies(self, half: Block | None, make: Callable[[], Any]) -> list[Any]:
         if self._built is None or self._built[0] != half:
             self._built = None
+            cuda = self.device.type == "cuda"
+            if cuda:
+                torch.cuda.empty_cache()
             first = make()
             held = sum(t.numel() * t.element_size() for t in first.state_dict().values())
-            others = [make() for _ in range(min(255, ROTATED_BYTES // max(1, held)))]
+            most = (MOST_PASSES if cuda else MOST_COPIES) - 1
+            others = [make() for _ in range(min(most, ROTATED_BYTES // max(1, held)))]
             self._built = (half, [first, *others])
         return self._built[1]
-
-    def _sample(self, run: Callable[[], object]) -> tuple[float, float]:
-        for _ in range(2):
-            run()
-        clock = _cuda_s if self.device.type == "cuda" else _cpu_s
-        times: list[float] = []
-        begin = time.perf_counter()
-        while len(times) < FEWEST or time.perf_counter() - begin < LEAST_S:
-            times.append(clock(run))
-        quarters = statistics.quantiles(times, n=4)
-        return quarters[1], (quarters[2] - quarters[0]) / quarters[1]
 
     @property
     def _to(self) -> dict[str, Any]:
@@ -143,12 +191,12 @@ class Bench:
 
 
 def filled_cache(keys: torch.Tensor, values: torch.Tensor) -> Any:
-    """A cache whose first layer holds these [B, K, T, h]; they are not written to."""
+    """A cache whose first layer holds these [B, K, T, h]; they are not copied, nor written to."""
     from transformers.cache_utils import DynamicCache
 
-    cache = DynamicCache()
-    if keys.shape[2]:
-        cache.update(keys, values, 0)
+    cache: Any = DynamicCache()
+    cache.update(keys[:, :, :0], values[:, :, :0], 0)
+    cache.layers[0].keys, cache.layers[0].values = keys, values
     return cache
 
 
@@ -175,16 +223,23 @@ def _random(module: Any, to: dict[str, Any]) -> Any:
     return module.eval()
 
 
-def _cpu_s(run: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    run()
-    return time.perf_counter() - begin
+def _turns(passes: Sequence[Run]) -> Callable[[], float]:
+    """Seconds of the pass whose turn it is."""
+    turn = cycle(passes)
+    for _ in range(2):
+        next(turn)()
+
+    def sample_s() -> float:
+        begin = time.perf_counter()
+        next(turn)()
+        return time.perf_counter() - begin
+
+    return sample_s
 
 
-def _cuda_s(run: Callable[[], object]) -> float:
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    begin.record()
-    run()
-    end.record()
-    end.synchronize()
-    return float(begin.elapsed_time(end)) * 1e-3
+def _graph(passes: Sequence[Run]) -> Callable[[], float]:
+    """Seconds of a pass among others in a graph, which is not longer than it must be."""
+    needed = math.ceil(LONGEST_GRAPH_S / warm_s(passes[0]))
+    some = list(passes[:needed])
+    turns = max(1, min(needed, MOST_PASSES) // len(some))
+    return captured_or_launched(some * turns).sample_s

@@ -7,6 +7,7 @@ and started again; what the table holds is not timed twice.
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,13 +103,14 @@ class Profile:
         """Time what is missing, writing after every one; how many timings that were.
 
         Unsteady timings, earlier ones too, are then taken anew a few times; the fastest stay, for
-        what else runs on a machine only ever adds to them.
+        what else runs on a machine only ever adds to them. A pass that a GPU's memory does not hold
+        is left out with a warning.
         """
         missing = self.missing()
         self._time(missing)
         for _ in range(AGAIN):
             self._time(self.unsteady())
-        return len(missing)
+        return len(missing) - len(self.missing())
 
     def _time(self, cases: Sequence[Case]) -> None:
         known = read_table(self.table) if self.table.exists() else []
@@ -136,7 +138,14 @@ class Profile:
         dtype = getattr(torch, self.workload.weights)
         bench = Bench(transformers_config(self.name), dtype, _torch_device())
         for case in cases:
-            yield self._timing(case, *bench.time(case))
+            try:
+                found = bench.time(case)
+            except torch.OutOfMemoryError as error:
+                warnings.warn(
+                    f"{_said(case)} is left out: {error}".partition("\n")[0], stacklevel=2
+                )
+                continue
+            yield self._timing(case, *found)
 
     def _timing(self, case: Case, seconds: float, spread: float) -> Timing:
         shape, work = shape_key(model(self.name)[0]), self.workload
@@ -186,6 +195,10 @@ def transformers_config(name: str) -> Any:
 
 def _without(fields: dict[str, Any], *names: str) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if key not in names}
+
+
+def _said(case: Case) -> str:
+    return f"{case.phase} of {_name(case.half)} ({case.batch} x {case.length}, {case.kernels})"
 
 
 def _key(case: Case) -> _Key:

@@ -13,6 +13,7 @@ from puzzle.export.modeling_puzzle import CACHE, layer_masks
 from puzzle.hardware import here, measure
 from puzzle.hardware.devices import device
 from puzzle.hardware.estimate import estimate, workload_of
+from puzzle.hardware.graphs import Replay
 from puzzle.hardware.kernel_half import KernelHalf, Past
 from puzzle.hardware.measure import Bench, Case, filled_cache, random_layer, random_model
 from puzzle.hardware.profile import Profile, batches_of, transformers_config
@@ -103,6 +104,34 @@ def test_unsteady_timings_are_taken_anew_and_the_fastest_stay(profile, monkeypat
     seconds = sorted(line.seconds for line in read_table(profile.table))
     assert seconds[:2] == [0.0005, 0.001]
     assert len(seconds) == len(profile.cases())
+
+
+def test_what_does_not_fit_is_left_out_and_said(profile, monkeypatch):
+    def time(bench, case):
+        if case.batch == 2:
+            raise torch.OutOfMemoryError("Tried to allocate 9 GiB.\nDetails.")
+        return 0.001, 0.02
+
+    monkeypatch.setattr(Bench, "time", time)
+    with pytest.warns(UserWarning, match="is left out") as warned:
+        assert profile.run() == len(profile.cases()) / 2
+    said = "prefill of outside (2 x 8, torch) is left out: Tried to allocate 9 GiB."
+    assert said in {str(each.message) for each in warned}
+    assert {case.batch for case in profile.missing()} == {2}
+
+
+@pytest.mark.parametrize(
+    ("copies", "once_s", "wanted"), [(4, 1e-4, 16), (13, 1e-4, 13), (4, 6e-3, 4), (4, 0.1, 1)]
+)
+def test_a_graph_holds_as_many_passes_as_it_needs(monkeypatch, copies, once_s, wanted):
+    held = []
+    monkeypatch.setattr(measure, "warm_s", lambda run: once_s)
+    monkeypatch.setattr(
+        *(measure, "captured_or_launched"),
+        lambda passes: held.extend(passes) or Replay(pytest.fail, len(passes), 1),
+    )
+    measure._graph([*range(copies)])
+    assert held == [n % copies for n in range(wanted)]
 
 
 def test_types_that_torch_does_not_run_are_refused(config, tmp_path):

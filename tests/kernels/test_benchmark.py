@@ -8,19 +8,36 @@ from pathlib import Path
 
 import pytest
 import torch
+import whole
 from kernels_cases import cases
 from kernels_checks import _differ, error, odd_sizes, wrong
 from kernels_rows import fingerprint, judge, kept, line, summary, versions
 from kernels_timing import Timing, summarize
+from transformers import LlamaConfig
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu" / "kernels.py"
+from puzzle.blocks.variant import Block
+from puzzle.hardware import measure
+from puzzle.hardware.measure import Bench, Case
+
+SCRIPTS = Path(__file__).parents[2] / "benchmarks" / "gpu"
+BLOCKS = tuple(map(Block.parse, ("gqa2+ffn48", "noop+ffn96")))
+TINY = {
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "vocab_size": 97,
+}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so_and_exits_2() -> None:
-    done = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("words", [["kernels.py"], ["warm.py"], ["whole.py", "table.csv"]])
+def test_without_a_gpu_it_says_so_and_exits_2(words: list[str]) -> None:
+    command = [sys.executable, SCRIPTS / words[0], *words[1:]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stdout == "This machine has no CUDA device, and Triton kernels are timed on one.\n"
+    assert done.stdout.startswith("This machine has no CUDA device, and ")
+    assert done.stdout.endswith("one.\n")
 
 
 def test_every_case_has_its_own_name_an_odd_size_and_consistent_shapes() -> None:
@@ -105,3 +122,48 @@ def test_summary_counts_wrong_and_slow() -> None:
         "below_target": 1,
         "ratio": {"gemm bf16": {"worst": 0.5, "median": 0.7}},
     }
+
+
+@pytest.fixture
+def times() -> whole.Times:
+    """A table: a millisecond a half, ten outside."""
+    names = ("outside", "gqa2+noop", "noop+ffn96", "noop+ffn48")
+    cases = [Case(None, "prefill", 2, 8), Case(None, "decode", 2, 9), Case(None, "decode", 2, 12)]
+    return {(name, case): 10e-3 if name == "outside" else 1e-3 for name in names for case in cases}
+
+
+def test_a_prediction_is_the_sum_of_what_a_pass_runs(times: whole.Times) -> None:
+    prompt, token = whole.passes(times, BLOCKS)
+    assert (prompt.phase, token.phase, token.length) == ("prefill", "decode", 12)
+    assert whole.predicted(times, BLOCKS, token) == pytest.approx(13e-3)
+    slow = times | {("gqa2+noop", prompt): 1.0}
+    assert whole.passes(slow, BLOCKS) == [token]
+    del times["noop+ffn96", token]
+    assert whole.passes(times, BLOCKS) == [prompt]
+
+
+def test_children_hold_what_the_table_times(times: whole.Times) -> None:
+    wanted = whole.passes(times, BLOCKS)
+    del times["noop+ffn48", wanted[0]]
+    first, last = whole.children(times, wanted, BLOCKS[:1] * 50, 2)
+    assert first.count(BLOCKS[0]) > last.count(BLOCKS[0]) > 0
+    others = {str(block) for block in last} - {str(BLOCKS[0])}
+    assert "noop+ffn96" in others
+    assert "noop+ffn48" in others  # a half of the parent's own
+
+
+@pytest.mark.parametrize("kernels", ["torch", "triton"])
+def test_whole_children_run_and_their_errors_are_summed_up(
+    kernels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(whole, "TO", {"dtype": torch.float32, "device": "cpu"})
+    monkeypatch.setattr(measure, "LEAST_S", 0.0)
+    bench = Bench(LlamaConfig(**TINY), torch.float32, "cpu")
+    wanted = [Case(None, phase, 2, 8, kernels) for phase in ("prefill", "decode")]
+    found = list(whole.timed(bench, BLOCKS, wanted))
+    assert [case for case, _ in found] == wanted
+    rows = [{"child": 1, "phase": case.phase, "kernels": kernels} | row for case, row in found]
+    rows = [row | {"predicted_s": 1.1 * row["measured_s"]} for row in rows]
+    summed = whole.summary([*rows, {"child": 1, "failed": "no memory"}])
+    assert summed["failed"] == 1
+    assert summed[f"decode_{kernels}_max_ape"] == pytest.approx(0.1)
