@@ -43,6 +43,7 @@ from scoring_bench import MODEL
 from puzzle import corpus
 from puzzle.config import Heal
 from puzzle.device import placed
+from puzzle.hardware.profile import device_name
 from puzzle.heal import Course, heal
 from puzzle.parent import open_parent
 from puzzle.progress import track
@@ -73,6 +74,7 @@ def taken(work: Path, step: str) -> Row:
         "share": goal.share,
         "method": method,
         "taught": TAUGHT,
+        "trained_on": device_name(),
         "seed": seed,
         "healed_tokens": HEAL.tokens if "healed" in more else 0,
         "size_share": entry.size_share,
@@ -181,9 +183,9 @@ def known() -> list[Row]:
 
 
 def times() -> None:
-    """Give every row the measured time of its child on this CPU."""
+    """Give every row that lacks it the measured time of its child on this CPU."""
     parent, rows = open_parent(str(MODEL)), known()
-    for row in track(rows, "times"):
+    for row in track([row for row in rows if "time_share" not in row], "times"):
         row |= speed(row["child"], parent)
         record.update("quality", ("step", row["step"]), summary(rows), [row])
     draw(rows)

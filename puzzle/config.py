@@ -227,7 +227,7 @@ class Config(StrictModel):
     teacher: str | None = None  # what heals the child; the model itself unless told
     data: Data = "embedded"  # or text files, or a hub dataset, or several: {books.txt: 0.7, ...}
     budget: str = "h100-1gpu"  # or a budget's YAML file
-    costs: str = "data sheet"  # or roofline, public (tables), or the path of a measured table
+    costs: str = "data sheet"  # or roofline, public or measured (tables), or a table's path
     target: Literal["vllm", "hf", "llama.cpp"] = "vllm"  # the engine that must load the child
     seed: NonNegativeInt = 0
     dtype: Literal["float32", "bfloat16"] = "float32"  # of the search's own arithmetic

@@ -323,7 +323,8 @@ class PuzzleForCausalLM(PuzzlePreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, **context)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        # contiguous, or torch reads the head's weight once for every sequence
+        logits = self.lm_head(outputs.last_hidden_state[:, kept].contiguous())
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size)

@@ -88,7 +88,7 @@ def estimate(
         hardware: a device's name, or 8xh100-sxm for eight that share every layer.
         workload: prompt and new tokens of a request, like 128/1024.
         dtypes: weights and cache, like float8/float8; the best the device has when empty.
-        costs: roofline, public, or the path of a measured table.
+        costs: roofline, public, measured, or the path of a table.
         reserve: memory of each GPU that neither weights nor cache may take.
     """
     shape, blocks = model(name_or_path)

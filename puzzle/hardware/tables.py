@@ -182,7 +182,7 @@ def _timing(path: Path, line: int, row: Mapping[str, Any]) -> Timing:
 def open_source(
     costs: str, shape: Shape, workload: Workload, hardware: str, gpus: int = 1
 ) -> Source:
-    """The source of that name: `roofline`, `public`, or the path of a table.
+    """The source of that name: `roofline`, `public`, `measured` (shipped), or a table's path.
 
     Raises:
         PuzzleError: an unknown device, tables that are not there or not of this model.
@@ -192,10 +192,22 @@ def open_source(
         return modeled
     if costs == "public":
         return Modeled(Public.of(hardware), shape, workload, gpus)
-    if not Path(costs).is_file():
+    path = _shipped(hardware) if costs == "measured" else Path(costs)
+    if not path.is_file():
         raise PuzzleError(
-            f"costs {costs!r} is not a file; take roofline, public, or a table's path"
+            f"costs {costs!r} is not a file; take roofline, public, measured, or a table's path"
         )
     if gpus > 1:
         raise PuzzleError(f"{costs} was measured on one GPU; take --costs roofline for {gpus}")
-    return Measured.of(Path(costs), modeled)
+    return Measured.of(path, modeled)
+
+
+def _shipped(hardware: str) -> Path:
+    """The table of a device that comes with the package."""
+    tables = {path.stem: path for path in (Path(__file__).parent / "measured").glob("*.csv")}
+    if hardware not in tables:
+        raise PuzzleError(
+            f"tables are shipped of {', '.join(sorted(tables))}, not of {hardware}; run puzzle "
+            "profile there and give its table, or take roofline or public"
+        )
+    return tables[hardware]

@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from puzzle.blocks.variant import Block
 from puzzle.config import Space
@@ -207,6 +208,23 @@ def test_a_random_model_generates(config):
     logits = model(tokens, logits_to_keep=1).logits
     assert logits.shape == (1, 1, 97)
     assert torch.isfinite(logits).all()
+
+
+def test_the_head_is_read_once_for_all_prompts(config):
+    """torch multiplies a strided [B, 1, D] as B products, each of which reads the whole weight."""
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            operations.append((op, [tuple(arg.shape) for arg in args if hasattr(arg, "shape")]))
+            return op(*args, **(kwargs or {}))
+
+    operations = []
+    model = random_model(transformers_config(str(config)), [Block.parse("noop+ffn48")], CPU)
+    with torch.no_grad(), Seen():
+        model(torch.ones(3, 5, dtype=torch.long), logits_to_keep=1)
+    products = [(op, shapes) for op, shapes in operations if any(97 in each for each in shapes)]
+    assert torch.ops.aten.mm.default in {op for op, _ in products}
+    assert torch.ops.aten.bmm.default not in {op for op, _ in products}
 
 
 def test_this_processor_is_a_device():

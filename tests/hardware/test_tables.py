@@ -16,7 +16,7 @@ from puzzle.hardware.modeled import Modeled
 from puzzle.hardware.price import price
 from puzzle.hardware.published import model
 from puzzle.hardware.roofline import block_cost as static_cost
-from puzzle.hardware.source import Step
+from puzzle.hardware.source import Step, Timed
 from puzzle.hardware.tables import (
     COLUMNS,
     Measured,
@@ -32,6 +32,7 @@ SHAPE, BLOCKS = model("llama-3.1-8b")
 WORK = Workload(prompt_tokens=100, new_tokens=10, batches=(1, 4))
 BUDGET = Budget(name="mine", hardware="h100-sxm", workload=WORK)
 HALF = "gqa8+noop"
+HALVES = (HALF, "noop+ffn14336")
 
 
 def timing(half, phase, batch, length, seconds, **changes):
@@ -162,6 +163,19 @@ def test_on_eight_gpus_prices_are_of_one_of_them():
     per_request = 8 * total.kv_bytes / (8 * parent.batch)
     assert per_request == 126 * 2 * 8 * 128 * 256
     assert parent.tokens_per_s == pytest.approx(parent.batch * 56 / total.total_s)
+
+
+def test_the_table_that_is_shipped_prices_as_its_path_does():
+    work = Workload(prompt_tokens=128, new_tokens=128, batches=(16,))
+    source = open_source("measured", SHAPE, work, "h200-sxm")
+    step = Step(sequences=16, prompts=0, prompt_tokens=255, new_tokens=1)
+    layer = sum((source.half(Block.parse(half), step) for half in HALVES), Timed())
+    assert layer.sources == {"h200-sxm.csv"}
+    # within the roofline's error of reading a layer's weights at the data sheet's bandwidth
+    read_s = 2 * SHAPE.block_params(BLOCKS[0]) / 4.8e12
+    assert read_s < layer.seconds < 2 * read_s
+    with pytest.raises(PuzzleError, match="are shipped of h200-sxm, not of a100-sxm; run puzzle"):
+        open_source("measured", SHAPE, work, "a100-sxm")
 
 
 def test_mistakes_are_sentences(table, tmp_path):
