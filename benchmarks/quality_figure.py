@@ -28,6 +28,7 @@ def draw(rows: Sequence[dict[str, Any]]) -> None:
                     (row[share], row["kl"])
                     for row in rows
                     if (row["of"], row["method"], row["healed_tokens"]) == (of, method, tokens)
+                    and share in row  # its time may have to be taken yet
                 )
                 color = (HEALED if tokens else OURS[method]) if method in OURS else PARENT
                 label = f"{method}, healed" if tokens else method
