@@ -30,9 +30,14 @@ SCALE = Scale(384, 42 * 384, 528 * 384, own=True, samples=4, distilled=1_179_648
 FINALISTS, ROUNDS = 16, 3  # as a search has them unless told otherwise
 
 
+def library(work: Path, seed: int = 0) -> Bench:
+    """The library of this space; of a rank its own layers."""
+    return Bench(work, SPACE, replace(SCALE, seed=seed))
+
+
 def scored(work: Path, seed: int = 0) -> Bench:
-    """The library of this space with its scores."""
-    bench = Bench(work, SPACE, replace(SCALE, seed=seed))
+    """The library with its scores."""
+    bench = library(work, seed)
     fisher(bench)
     return bench
 

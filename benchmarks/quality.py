@@ -1,6 +1,7 @@
 """The proof: the search's child of SmolLM2-135M against every alternative at equal cost.
 
     python benchmarks/quality.py WORK [GOAL/METHOD ...]
+    python benchmarks/quality.py WORK library
     python benchmarks/quality.py times
 
 Goals are .9, .75, .6 and .5 of the parent's time per request on this CPU (a prompt of 128 tokens
@@ -14,10 +15,10 @@ the best once lightly healed. `GOAL/METHOD/seed1` is taught by other writing of 
 another run.
 
 WORK is a run directory, not that of `benchmarks/scoring.py`, which has another space; its library
-and scores are made where they are missing, on a GPU where there is one (about a minute; an hour and
-more on two cores). Without names, everything is done that `results/quality.json` lacks of this text
-but the healings; a killed run goes on where it was. Where that was not done on the CPU the goals
-are about, `times` does the rest there: the measured time of every child.
+and scores are made where they are missing; a GPU is meant (`gpu/README.md`), on two cores they take
+a day. Without names, everything is done that `results/quality.json` lacks of this text but the
+healings; a killed run goes on where it was. Last, on the CPU that the goals are about, `times`
+takes the time of every child.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from typing import Any
 import numpy as np
 import record
 import torch
-from cpu_menu import SCALE
+from cpu_menu import SCALE, library
 from quality_contest import LENGTH, Contest, Entry, Goal
 from quality_figure import MEASURED, draw
 from quality_methods import METHODS, OTHERS, OURS, UNIFORM
@@ -204,10 +205,12 @@ def take(work: Path, steps: Sequence[str]) -> None:
 
 
 def main() -> None:
-    """Train and examine children, or take their times."""
+    """Train and examine children, or the library alone, or take times."""
     torch.set_num_threads(1)
     if sys.argv[1:] == ["times"]:
         times()
+    elif sys.argv[2:] == ["library"]:
+        placed(library)(Path(sys.argv[1]))
     else:
         take(Path(sys.argv[1]), sys.argv[2:])
 

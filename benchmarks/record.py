@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -48,10 +49,13 @@ def update(name: str, part: tuple[str, str], summary: dict[str, Any], rows: list
     """
     key, value = part
     path = RESULTS / f"{name}.json"
-    earlier = json.loads(path.read_text()) if path.exists() else {"summary": {}, "rows": []}
-    others = [row for row in earlier["rows"] if row[key] != value]
     own = [{key: value, **row} for row in ({"kind": "commit", "commit": commit()}, *rows)]
-    return write(name, earlier["summary"] | summary, [*others, *own])
+    RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / f".{name}.lock").open("w") as lock:  # of several processes one at a time
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        earlier = json.loads(path.read_text()) if path.exists() else {"summary": {}, "rows": []}
+        others = [row for row in earlier["rows"] if row[key] != value]
+        return write(name, earlier["summary"] | summary, [*others, *own])
 
 
 def take_steps(name: str, steps: Mapping[str, Step[Bench]], bench: Bench) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -85,7 +86,9 @@ def texts(parent: Parent, work: Path, scale: Scale) -> dict[str, torch.Tensor]:
 
     def web(split: str, part: int, length: int, count: int) -> torch.Tensor:
         path = work / f"web-{split}.jsonl"
-        path.write_text("".join(lines[part::2]), encoding="utf-8")
+        own = path.with_suffix(f".{os.getpid()}")  # ranks write it at the same time
+        own.write_text("".join(lines[part::2]), encoding="utf-8")
+        own.replace(path)
         return tokens_of(parent, str(path), length, count)
 
     taught = scale.length, scale.calibration
