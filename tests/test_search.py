@@ -190,7 +190,7 @@ def test_an_infeasible_budget_says_so_before_anything_is_trained(
 def test_another_source_of_costs_prices_the_same_blocks(
     result: Result, tiny_parent: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(PuzzleError, match="take roofline, public, or a table's path"):
+    with pytest.raises(PuzzleError, match="take roofline, public, measured, or a table's path"):
         search(tiny_parent, out=tmp_path / "run", settings=[*SETTINGS, "costs=nowhere.csv"])
     shutil.copytree(result.run.folder, tmp_path / "copy")
     closer = search(tiny_parent, out=tmp_path / "copy", settings=[*SETTINGS, "costs=roofline"])

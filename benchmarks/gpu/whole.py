@@ -143,9 +143,8 @@ def timed(
     outside = random_model(bench.config, [EMPTY], TO)
     for case in wanted:
         try:
-            tokens = torch.randint(
-                bench.config.vocab_size, (case.batch, case.tokens), device="cuda"
-            )
+            shape = case.batch, case.tokens
+            tokens = torch.randint(bench.config.vocab_size, shape, device=TO["device"])
             ways = [bench.ways(replace(case, half=part), [layer])[0] for part, layer in layers]
             seconds, spread = bench.sample([partial(whole, outside, ways, tokens)])
             found = {"measured_s": seconds, "spread": round(spread, 4)}
