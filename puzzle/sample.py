@@ -28,6 +28,7 @@ from puzzle.shape import Shape
 
 TOGETHER, MOST = 64, 1024  # sequences that are written at the same time, on a GPU at most
 LENGTH = 256  # tokens of one
+APART = 2_654_435_761  # what two seeds draw by; of a seed the CPU's generator heeds 32 bits
 
 
 @placed
@@ -37,6 +38,9 @@ def sample(model: str, out: Path, tokens: int, *, seed: int = 0) -> int:
     A row holds `text`, a document or the beginning of one, its number of `tokens`, how many had
     been `drawn` with its batch, and the fingerprint of the `model`. A file that holds some already
     is gone on with.
+
+    Args:
+        seed: another one writes other text.
 
     Raises:
         PuzzleError: the file is another model's, or the model does not say where a text ends.
@@ -56,7 +60,7 @@ def sample(model: str, out: Path, tokens: int, *, seed: int = 0) -> int:
         out.parent.mkdir(parents=True, exist_ok=True)
         batches = range(before, tokens, size * length)
         for drawn in track(batches, "sample", len(batches)):
-            ids_ST = draw(writer, end, size, length, seed=(seed << 40) + drawn)
+            ids_ST = draw(writer, end, size, length, seed=(seed * APART + drawn) % 2**32)
             for document in _documents(ids_ST, end):
                 said = {"tokens": len(document), "drawn": drawn + ids_ST.numel(), "model": own}
                 rows.append({"text": tokenizer.decode(document), **said})

@@ -21,7 +21,7 @@ from tiny import SETTINGS
 from puzzle import Result, evaluate, prune, search
 from puzzle.config import load_config
 from puzzle.corpus import accuracy_items
-from puzzle.device import best, current, drawn, placed, shuffled
+from puzzle.device import best, current, drawn, fast_products, placed, shuffled
 from puzzle.errors import PuzzleError
 from puzzle.pretrain import pretrain
 from puzzle.sample import sample
@@ -112,6 +112,21 @@ def test_a_parent_is_pruned_and_a_checkpoint_learns(
     before, after = (load_file(each / "model.safetensors") for each in (pruned.checkpoint, learned))
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_fast_products_end_where_they_are_left() -> None:
+    before = torch.backends.cuda.matmul.fp32_precision
+    seen = []
+
+    @fast_products()
+    def dying() -> None:
+        seen.append(torch.backends.cuda.matmul.fp32_precision)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        dying()
+    assert seen == ["tf32"]
+    assert torch.backends.cuda.matmul.fp32_precision == before != "tf32"
 
 
 def test_random_numbers_are_the_same_on_every_device(there: There) -> None:

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from puzzle.baselines.minitron.cut import Cut
+from puzzle.blocks.variant import Block
+from puzzle.parent import open_parent
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 WHOLE = Cut(576, 9, 3, 1536, tuple(range(30)))
@@ -80,6 +82,25 @@ def test_the_summary_compares_with_the_nearest_of_other_peoples_methods(
     assert found["accuracy_minus_minitron"] == {"0.75": 0.5}
     assert "kl_over_best_baseline_healed" not in found  # nothing to compare with
     assert found["summary_parameters"] == {}
+
+
+def test_seeds_are_summed_up_each_on_its_own(quality: ModuleType) -> None:
+    pairs = ((0, [1.0, 3.0]), (1, [2.0, 4.0]))
+    rows = [row("puzzle", kls, seed=seed) for seed, kls in pairs]
+    rows += [row("minitron", [4.0, 4.0], seed=seed) for seed, _ in pairs]
+    found = quality.summary(rows)
+    assert found["kl_over_best_baseline"] == {"0.75": 0.5}
+    assert found["kl_over_best_baseline_by_seed"] == {"0.75": [0.5, 0.75]}
+
+
+def test_a_row_says_what_to_time(quality: ModuleType) -> None:
+    sized, parent = sys.modules["quality_times"].Sized, open_parent("embedded")
+    cut = replace(Cut.whole(parent.shape), intermediate_size=256, layers=(0, 1, 5, 7))
+    found = sized.described(f"depth: {cut}", parent)
+    assert found.blocks == sized.dense(cut, parent).blocks == (Block.parse("gqa4+ffn256"),) * 4
+    assert found.config.intermediate_size == 256
+    text = " ".join(["gqa2+noop"] * parent.shape.layers)
+    assert set(sized.described(text, parent).blocks) == {Block.parse("gqa2+noop")}
 
 
 def test_the_time_of_dense_cuts_is_found_again(quality: ModuleType) -> None:

@@ -89,6 +89,17 @@ def test_a_killed_sampling_goes_on_to_the_same_file(
 
 
 @pytest.mark.usefixtures("small")
+def test_another_seed_writes_other_text(tiny_parent: str, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    sample(tiny_parent, first, 60)
+    sample(tiny_parent, second, 60, seed=1)
+    texts = [
+        {json.loads(line)["text"] for line in p.read_text().splitlines()} for p in (first, second)
+    ]
+    assert not texts[0] & texts[1]
+
+
+@pytest.mark.usefixtures("small")
 def test_a_model_goes_on_with_its_text_from_another_folder(
     tiny_parent: str, tmp_path: Path
 ) -> None:

@@ -27,7 +27,7 @@ def estimate(
     hardware: Annotated[str, typer.Option(help="A device, or several: 8xh100-sxm.")] = "h100-sxm",
     workload: Annotated[str, typer.Option(help="Prompt/new tokens.")] = "128/1024",
     dtypes: Annotated[str, typer.Option(help="Weights/cache, like int4/bfloat16.")] = "",
-    costs: Annotated[str, typer.Option(help="roofline, public, measured; a table.")] = "roofline",
+    costs: Annotated[str, typer.Option(help="roofline, public, measured, or a path.")] = "roofline",
     reserve: Annotated[str, typer.Option(help="Memory left alone on each GPU.")] = "2 GB",
 ) -> None:
     """Predict memory, throughput and latency of a model from its sizes, without weights."""
