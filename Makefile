@@ -34,11 +34,9 @@ types:
 	@find .types/puzzle -type l ! -exec test -e {} \; -delete
 
 # Stamps of what is installed; a change of the dependencies installs again.
-$(RUN): pyproject.toml constraints.txt
+$(RUN): WHAT = .
+$(DEV): WHAT = '.[dev]'
+$(RUN) $(DEV): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(INSTALL) -e .
-	touch $@
-
-$(DEV): $(RUN)
-	$(INSTALL) -e '.[dev]'
+	$(INSTALL) -e $(WHAT)
 	touch $@

@@ -1,9 +1,9 @@
 """Healing beside a plain `transformers.Trainer` with the same losses, a step of each in turn.
 
 The Trainer's `compute_loss` is the losses as anyone would write them, on whole logits. Model,
-teacher, sequences, micro-batches, autocast, optimizer and threads are the same; a step of the one
-is followed by a step of the other. Seconds are CPU time of the one thread, which other processes
-lengthen little; the wall clock's stand beside them in the rows.
+teacher, sequences, micro-batches, arithmetic in float32, optimizer and threads are the same; a step
+of the one is followed by a step of the other. Seconds are CPU time of the one thread, which other
+processes lengthen little; the wall clock's stand beside them in the rows.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _ours(
     student = copy.deepcopy(child).float().requires_grad_().train()
     objective = Objective(student, Trunk(teacher), Factors(options.cosine, options.kl))
     never = Checkpoints(Run(tempfile.mkdtemp()), "heal", "", saved=math.inf)
-    return Training(objective, Texts(tokens), options, never, torch.bfloat16).run()
+    return Training(objective, Texts(tokens), options, never, torch.float32).run()
 
 
 class Turns(TrainerCallback):  # type: ignore[misc]
@@ -135,7 +135,7 @@ def _trainer(
     tokens: torch.Tensor,
     turns: Turns,
 ) -> Distilling:
-    """As a user sets one up on a CPU with bfloat16, over the same micro-batches."""
+    """As a user sets one up on a CPU, over the same micro-batches."""
     length = tokens.shape[1]
     micro = MICRO_TOKENS // length
     arguments = TrainingArguments(
@@ -150,7 +150,6 @@ def _trainer(
         max_grad_norm=CLIP,
         optim="adamw_torch_fused",
         use_cpu=True,
-        bf16=True,
         save_strategy="no",
         logging_strategy="no",
         report_to="none",

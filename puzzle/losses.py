@@ -115,7 +115,7 @@ class _HeadLoss(torch.autograd.Function):
             if learns:
                 slope_nV = slope_nV.to(dtype)
                 slopes[0][rows] = (slope_nV @ student.head_VD).float()
-                slopes[1] += slope_nV.T @ student.last_ND[rows]
+                _add_product(slopes[1], slope_nV.T, student.last_ND[rows])
         ctx.slopes, ctx.dtypes = slopes, (last_ND.dtype, head_VD.dtype)
         ctx.mark_non_differentiable(kl, lm)
         return factors.kl * kl + factors.lm * lm, kl, lm
@@ -124,6 +124,14 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
         slopes = ((slope * grads[0]).to(dtype) for slope, dtype in zip(ctx.slopes, ctx.dtypes))
         return *slopes, None, None, None
+
+
+def _add_product(total_VD: torch.Tensor, one_Vn: torch.Tensor, other_nD: torch.Tensor) -> None:
+    """Add a product to a sum in fp32, in one pass over it where the factors are that too."""
+    if one_Vn.dtype == total_VD.dtype:
+        total_VD.addmm_(one_Vn, other_nD)
+    else:
+        total_VD += one_Vn @ other_nD
 
 
 def _dtype(tensor: torch.Tensor) -> torch.dtype:

@@ -217,10 +217,10 @@ def test_an_empty_run_directory_has_nothing_to_show(tmp_path: Path) -> None:
 def test_on_the_embedded_parent_the_child_means_something(tmp_path: Path) -> None:
     """It changes both halves, mixes blocks, and loses clearly less than the uniform child."""
     few = [
-        "tokens.calibration=8192",
+        "tokens.calibration=4096",
         "tokens.scoring=2048",
         "tokens.evaluation=4096",
-        "distill.tokens=4096",
+        "distill.tokens=2048",
         "choose.rounds=2",
         "heal.tokens=8192",
         "evaluate.items=50",

@@ -5,7 +5,7 @@
 Each launch of `blocks/kernels/launch.py` is compiled from the very `Call` its launcher builds, on
 tensors without storage. Exit code 1 when a kernel exceeds the shared memory of a multiprocessor
 (Triton compiles such a kernel without a word), spills registers, or multiplies matrices without
-the tensor-core instruction meant for it.
+the tensor-core instruction meant for it: of Hopper's warp groups (wgmma), or of warps (mma).
 """
 
 from __future__ import annotations
@@ -53,7 +53,11 @@ NAMES = {
     torch.int32: "i32",
     torch.int64: "i64",
 }
-INSTRUCTIONS = {BF16: "HGMMA", FP16: "HGMMA", FP8: "QGMMA", FP32: None}  # fp32: right, not fast
+# of products whose factors are in a dtype; of fp32 they are to be right, not fast
+INSTRUCTIONS = {BF16: "wgmma bf16", FP16: "wgmma f16", FP8: "wgmma e4m3", FP32: None}
+PRODUCT = re.compile(  # in PTX, with the dtype of its factors
+    r"\b(wgmma|mma)\.(?:mma_async\.)?sync\.aligned\.m\d+n\d+k\d+\.(?:row\.col\.)?f32\.(\w+)"
+)
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,8 @@ def _attention_cases() -> Iterator[Case]:
     for dtype, cache, d, heads in shapes + others:
         q, k = _empty(4, 32, d, dtype), _empty(4, heads, 4096, d, cache)
         name = f"gqa_decode {d} kv{heads} {NAMES[cache]}"
-        instruction = None if dtype == FP32 else "HMMA"  # 16 rows of queries: see its triton.py
+        wide = INSTRUCTIONS[dtype]
+        instruction = wide and wide.removeprefix("wg")  # 16 rows of queries: see its triton.py
         for window in (None, 1024):
             calls = gqa_decode.decode_calls(q, (k, k), lengths, window=window, scale=None)
             yield Case(f"{name}{' window' * bool(window)}", calls[0], instruction)
@@ -212,12 +217,9 @@ def compile_case(case: Case) -> Report:
     """Compile one case and read its machine code."""
     compiled = triton.compile(source(case.call), target=TARGET, options=case.call.options)
     shared = compiled.metadata.shared
-    usage, code = _disassemble(compiled.asm["cubin"])
-    registers = int(_only(r"REG:(\d+)", usage))
-    stack = int(_only(r"STACK:(\d+)", usage))
-    spills = len(re.findall(r"\b(?:STL|LDL)\b", code)) if stack else 0
-    found = [word for word in ("QGMMA", "HGMMA", "HMMA") if re.search(rf"\b{word}\b", code)]
-    instruction = found[0] if found else "-"
+    registers, spills = _registers(compiled.asm["cubin"])
+    found = {" ".join(product) for product in PRODUCT.findall(compiled.asm["ptx"])}
+    instruction = ", ".join(sorted(found)) or "-"
     failures = []
     if shared > SHARED_LIMIT:
         failures.append(f"uses {shared} bytes of shared memory, above {SHARED_LIMIT}")
@@ -228,13 +230,15 @@ def compile_case(case: Case) -> Report:
     return Report(case.name, shared, registers, spills, instruction, "; ".join(failures))
 
 
-def _disassemble(cubin: bytes) -> tuple[str, str]:
-    """Resource usage and SASS of machine code, by the tools of Triton's wheel."""
+def _registers(cubin: bytes) -> tuple[int, int]:
+    """Registers of machine code, and how often it spills them, by the tools of Triton's wheel."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
         usage = _tool("cuobjdump", "--dump-resource-usage", str(path))
-        return usage, _tool("nvdisasm", "-c", str(path))
+        registers, stack = (int(_only(rf"{name}:(\d+)", usage)) for name in ("REG", "STACK"))
+        code = _tool("nvdisasm", "-c", str(path)) if stack else ""
+    return registers, len(re.findall(r"\b(?:STL|LDL)\b", code))
 
 
 def _tool(name: str, *words: str) -> str:
@@ -274,7 +278,7 @@ def main() -> int:
             failed += bool(report.failure)
             print(
                 f"{report.name:44} {report.shared_bytes:8} {report.registers:5} "
-                f"{report.spills:6}  {report.instruction:6} {report.failure}",
+                f"{report.spills:6}  {report.instruction:11} {report.failure}",
                 flush=True,
             )
     missing = uncovered(everything)
