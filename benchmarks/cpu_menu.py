@@ -27,6 +27,7 @@ SPACE = Space(
     ffn=(*(f"ffn{width}" for width in throughput_cpu.FFN), "linear", "noop"),
 )
 SCALE = Scale(384, 42 * 384, 528 * 384, own=True, samples=4, distilled=1_179_648)
+TAUGHT = f"own writing, {SCALE.calibration:,} tokens"
 FINALISTS, ROUNDS = 16, 3  # as a search has them unless told otherwise
 
 

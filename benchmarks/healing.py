@@ -2,38 +2,47 @@
 
     python benchmarks/healing.py WORK [STEP ...]
 
-The search's children of `benchmarks/quality.py` at .9, .75 and .5 of the parent's time per request
-are healed with 200,000 tokens that the parent wrote, by cosine + KL, by KL, and by language
-modeling, and examined before, on the way and after (the rate's schedule is that of the whole). What
-they are examined on, web text and WordNet questions, no part of the search or the healing has seen.
+The search's children of SmolLM2 at .9, .75 and .5 of the parent's time per request, of the blocks
+that `results/quality.json` records, are healed with 200,000 tokens that the parent wrote, by cosine
++ KL, by KL, and by language modeling, and examined before, on the way and after (the rate's
+schedule is that of the whole). What they are examined on, web text and WordNet questions, no part
+of the search or the healing has seen.
 
-WORK is the run directory of `benchmarks/quality.py`, whose library, scores and children are used
-and are made where they are missing. The steps are those of STEPS, all by default: a killed one goes
-on where it was, and figures of a step that is not named stay as they were. `trainer` needs the
-package accelerate, as a Trainer does.
+WORK is a run directory. The library in it is of these children's blocks alone, taught by as much of
+the parent's own writing as that of `quality.py` and distilled on a quarter as much, with products
+in what the processor has instructions for, so that two cores do everything in three hours. The
+steps are those of STEPS, all by default: a killed one goes on where it was, and figures of a step
+that is not named stay as they were. `library` makes the library alone, of a rank its own layers
+(`RANK=0 WORLD_SIZE=2`). `trainer` needs the package accelerate, as a Trainer does.
 """
 
 from __future__ import annotations
 
+import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import record
 import torch
+from cpu_menu import SCALE, TAUGHT
 from healing_trainer import compared
-from quality_contest import Contest, Entry, Goal
-from quality_methods import METHODS, OURS
+from quality_contest import Contest, Entry
+from quality_methods import OURS, assembled
+from scoring_bench import DTYPE, Bench
 
 from puzzle import corpus, records
+from puzzle.blocks.variant import Block
 from puzzle.config import Heal
 from puzzle.device import placed
 from puzzle.evaluate import evaluate
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
+from puzzle.hardware.profile import device_name
 from puzzle.heal import Course, heal
 from puzzle.run import fingerprint
+from puzzle.swap import Blocks
 from puzzle.training import Progress, Texts
 
 SHARES = ("0.9x", "0.75x", "0.5x")  # of the parent's time
@@ -44,12 +53,37 @@ LOSSES = {
     "lm": {"cosine": 0.0, "kl": 0.0, "lm": 1.0},
 }
 BATCH, MARKS, RATE = 2_000, (50_000, 100_000, 200_000), 2e-4  # tokens, and of learning
+DISTILLED = SCALE.distilled // 4
 Rows = list[dict[str, Any]]
 
 
+def recorded(share: str) -> tuple[Blocks, dict[str, Any]]:
+    """The blocks of a search's child, and its row of `results/quality.json`."""
+    rows = json.loads((record.RESULTS / "quality.json").read_text())["rows"]
+    step = {"step": f"time-{share}/{OURS}", "method": OURS}
+    (row,) = (row for row in rows if step.items() <= row.items())
+    return tuple(map(Block.parse, row["child"].split())), row
+
+
+def library(work: Path) -> Bench:
+    """The library of the children's blocks alone."""
+    children = [recorded(share)[0] for share in SHARES]
+    space = [tuple(dict.fromkeys(blocks)) for blocks in zip(*children)]
+    return Bench(work, space, replace(SCALE, distilled=DISTILLED, dtype=DTYPE))
+
+
 def entry_of(contest: Contest, share: str) -> Entry:
-    """The child of a search."""
-    return METHODS[OURS](contest, Goal("time", share.removesuffix("x")))
+    """The child of a search, mended once."""
+    blocks, row = recorded(share)
+    entry = assembled(contest, blocks, row["size_share"], row["predicted_kl"])
+    run, name = contest.run, f"bench/healing/{share}.child"
+
+    def make() -> PuzzleForCausalLM:
+        if not run.fresh(name, entry.inputs):
+            run.save_tensors(name, dict(entry.make().named_parameters()), entry.inputs)
+        return entry.rebuild(run.load_tensors(name))
+
+    return replace(entry, make=make)
 
 
 def examined(contest: Contest, name: str, inputs: str, model: PuzzleForCausalLM) -> dict[str, Any]:
@@ -58,10 +92,10 @@ def examined(contest: Contest, name: str, inputs: str, model: PuzzleForCausalLM)
     exam = partial(
         evaluate, model, contest.reading, tokenizer=contest.parent.tokenizer, items=contest.items
     )
-    found: dict[str, Any] = contest.run.remember(
+    worth: dict[str, Any] = contest.run.remember(
         f"bench/healing/{name}", asked, lambda: asdict(exam())
     )
-    return found
+    return worth
 
 
 def parent(contest: Contest) -> tuple[dict[str, float], Rows]:
@@ -74,11 +108,11 @@ def healed(contest: Contest, share: str, loss: str) -> tuple[dict[str, float], R
     """One child healed by one loss: what it is worth before, on the way and after."""
     entry, name = entry_of(contest, share), f"{share}.{loss}"
     schooling = {"tokens": MARKS[-1], "batch_tokens": BATCH, "learning_rate": RATE}
-    options = Heal(**schooling, **LOSSES[loss])
+    options = Heal(**schooling, **LOSSES[loss], dtype=DTYPE)
     tokens = contest.lesson
     inputs = fingerprint(entry.inputs, options.model_dump(), corpus.digest(tokens))
     child = entry.make()
-    found = {0: examined(contest, f"{share}.before", entry.inputs, child)}
+    worth = {0: examined(contest, f"{share}.before", entry.inputs, child)}
 
     def watch(progress: Progress) -> None:
         if progress.tokens in MARKS:
@@ -88,25 +122,32 @@ def healed(contest: Contest, share: str, loss: str) -> tuple[dict[str, float], R
     course = Course(contest.run, records.child(f"healing.{name}", "healed"), inputs)
     heal(course, child, contest.teacher, Texts(tokens), options, watch=watch)
     for mark in MARKS:
-        found[mark] = contest.run.load(f"bench/healing/{name}.{mark}")
+        worth[mark] = contest.run.load(f"bench/healing/{name}.{mark}")
     same = {"kind": "model", "share": share, "loss": loss}
-    rows = [{**same, "healed_tokens": mark, **worth} for mark, worth in found.items()]
-    about = {"predicted_kl": entry.predicted_kl, "predicted_share": entry.size_share}
+    rows = [{**same, "healed_tokens": mark, **each} for mark, each in worth.items()]
+    about = {
+        "predicted_kl": entry.predicted_kl,
+        "predicted_share": entry.size_share,
+        "taught": TAUGHT,
+        "distilled_tokens": DISTILLED,
+        "trained_on": device_name(),
+        "dtype": DTYPE,
+    }
     rows.append({**same, "kind": "child", **about, "blocks": entry.description})
-    return _summary(share, loss, found), rows
+    return _summary(share, loss, worth), rows
 
 
-def _summary(share: str, loss: str, found: dict[int, dict[str, Any]]) -> dict[str, float]:
+def _summary(share: str, loss: str, worth: dict[int, dict[str, Any]]) -> dict[str, float]:
     """The headline's figures, where this is one of them."""
     if share != HEADLINE:
         return {}
     name = {"cosine+kl": "kl", "kl": "kl_only", "lm": "lm_only"}[loss]
-    return {"kl_before": found[0]["kl"], f"{name}_after_200k": found[MARKS[-1]]["kl"]}
+    return {"kl_before": worth[0]["kl"], f"{name}_after_200k": worth[MARKS[-1]]["kl"]}
 
 
 def trainer(contest: Contest) -> tuple[dict[str, float], Rows]:
     """Tokens per second of healing over those of a plain Trainer, step by step in turn."""
-    options = Heal(tokens=MARKS[-1], batch_tokens=BATCH, learning_rate=RATE)
+    options = Heal(tokens=MARKS[-1], batch_tokens=BATCH, learning_rate=RATE, dtype=DTYPE)
     return compared(entry_of(contest, HEADLINE).make(), contest.teacher, contest.lesson, options)
 
 
@@ -124,7 +165,10 @@ STEPS: dict[str, record.Step[Contest]] = {
 def main() -> None:
     """Do what is missing, and write what there is after every step."""
     torch.set_num_threads(1)
-    placed(lambda: record.take_steps("healing", STEPS, Contest(Path(sys.argv[1]))))()
+    work, *steps = sys.argv[1:]
+    bench = placed(library)(Path(work))
+    if steps != ["library"]:
+        placed(record.take_steps)("healing", STEPS, Contest(bench))
 
 
 if __name__ == "__main__":

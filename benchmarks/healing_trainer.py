@@ -1,9 +1,9 @@
 """Healing beside a plain `transformers.Trainer` with the same losses, a step of each in turn.
 
 The Trainer's `compute_loss` is the losses as anyone would write them, on whole logits. Model,
-teacher, sequences, micro-batches, arithmetic in float32, optimizer and threads are the same; a step
-of the one is followed by a step of the other. Seconds are CPU time of the one thread, which other
-processes lengthen little; the wall clock's stand beside them in the rows.
+teacher, sequences, micro-batches, dtype of the arithmetic, optimizer and threads are the same; a
+step of the one is followed by a step of the other. Seconds are CPU time of the one thread, which
+other processes lengthen little; the wall clock's stand beside them in the rows.
 """
 
 from __future__ import annotations
@@ -38,6 +38,9 @@ def compared(
     child: PuzzleForCausalLM, teacher: PuzzleForCausalLM, tokens: torch.Tensor, options: Heal
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """The ratio of tokens per second, and every step of both."""
+    teacher = copy.deepcopy(teacher)
+    for parameter in teacher.parameters():  # not its buffers: rotary angles need float32
+        parameter.data = parameter.data.to(_dtype(options))
     batches = [batch(tokens, step) for step in schedule(options, tokens.shape[1])[:STEPS]]
     turns = Turns(_ours(child, teacher, tokens, options))
     _trainer(child, teacher, options, torch.cat(batches), turns).train()
@@ -68,7 +71,12 @@ def _ours(
     student = copy.deepcopy(child).float().requires_grad_().train()
     objective = Objective(student, Trunk(teacher), Factors(options.cosine, options.kl))
     never = Checkpoints(Run(tempfile.mkdtemp()), "heal", "", saved=math.inf)
-    return Training(objective, Texts(tokens), options, never, torch.float32).run()
+    return Training(objective, Texts(tokens), options, never, _dtype(options)).run()
+
+
+def _dtype(options: Heal) -> torch.dtype:
+    """Of the arithmetic of both."""
+    return torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
 
 
 class Turns(TrainerCallback):  # type: ignore[misc]
@@ -150,6 +158,7 @@ def _trainer(
         max_grad_norm=CLIP,
         optim="adamw_torch_fused",
         use_cpu=True,
+        bf16=_dtype(options) == torch.bfloat16,
         save_strategy="no",
         logging_strategy="no",
         report_to="none",

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 import record
 import torch
-from cpu_menu import SCALE, library
+from cpu_menu import TAUGHT, library, scored
 from quality_contest import LENGTH, Contest, Entry, Goal
 from quality_figure import MEASURED, draw
 from quality_methods import METHODS, OTHERS, OURS, UNIFORM
@@ -54,7 +54,6 @@ from puzzle.training import Texts
 SHARES = ("0.75", "0.5", "0.9", "0.6")  # the headline's first
 GOALS = [Goal(of, share) for of in ("time", "parameters") for share in SHARES]
 HEAL = Heal(tokens=100_000, batch_tokens=2_000, learning_rate=2e-4)
-TAUGHT = f"own writing, {SCALE.calibration:,} tokens"
 SEEDS = range(3)
 RATIO = "kl_over_best_baseline"
 DRAWS = 10_000  # of a bootstrap
@@ -88,7 +87,7 @@ def taken(work: Path, step: str) -> Row:
 @cache
 def contest_of(work: Path, seed: int) -> Contest:
     """Each seed has a run of its own."""
-    return Contest(work / f"seed{seed}" if seed else work, seed)
+    return Contest(scored(work / f"seed{seed}" if seed else work, seed))
 
 
 def healed(contest: Contest, step: str, entry: Entry) -> Entry:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from cpu_menu import cpu_budget, cpu_menu, scored
+from cpu_menu import cpu_budget, cpu_menu
 from quality_times import DenseTime
-from scoring_bench import OWN, written
+from scoring_bench import OWN, Bench, written
 
 from puzzle import corpus
 from puzzle.assemble import assemble
@@ -67,8 +66,8 @@ class Entry:
 class Contest:
     """What all entrants share."""
 
-    def __init__(self, work: Path, seed: int = 0) -> None:
-        self.bench = scored(work, seed)
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
         self.run, self.parent, self.library = self.bench.run, self.bench.parent, self.bench.library
         self.items = corpus.accuracy_items()[ASKED]
 

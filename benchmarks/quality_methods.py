@@ -37,6 +37,7 @@ from puzzle.mend import mend
 from puzzle.menu import Choice, Menu
 from puzzle.parent import open_parent
 from puzzle.run import Run, fingerprint
+from puzzle.swap import Blocks
 from puzzle.trial import trial
 
 JUDGED = 6  # Minitron's cuts of a kind that are measured
@@ -51,14 +52,21 @@ def picked(pick: Callable[[Contest, Menu], Choice], mending: bool = True) -> Met
     def enter(contest: Contest, goal: Goal) -> Entry:
         menu = contest.menu(goal)
         choice = pick(contest, menu)
-        blocks = [str(block) for block in choice.blocks]
-        inputs = fingerprint("mended" if mending else "plain", contest.bench.inputs, blocks)
         share = _share(goal, menu, choice)
-        make = partial(_mended if mending else _plain, contest, choice, inputs)
-        rebuild = partial(from_weights, contest.library, choice.blocks)
-        return Entry(" ".join(blocks), inputs, make, rebuild, share, choice.loss)
+        return assembled(contest, choice.blocks, share, choice.loss, mending=mending)
 
     return enter
+
+
+def assembled(
+    contest: Contest, blocks: Blocks, share: float, loss: float, *, mending: bool = True
+) -> Entry:
+    """The child of these blocks of the library, of which a search foretold share and KL."""
+    names = [str(block) for block in blocks]
+    inputs = fingerprint("mended" if mending else "plain", contest.bench.inputs, names)
+    make = partial(_mended if mending else _plain, contest, blocks, inputs)
+    rebuild = partial(from_weights, contest.library, blocks)
+    return Entry(" ".join(names), inputs, make, rebuild, share, loss)
 
 
 def _share(goal: Goal, menu: Menu, choice: Choice) -> float:
@@ -67,16 +75,16 @@ def _share(goal: Goal, menu: Menu, choice: Choice) -> float:
     return choice.prediction.params / menu.parent.params
 
 
-def _mended(contest: Contest, choice: Choice, inputs: str) -> PuzzleForCausalLM:
+def _mended(contest: Contest, blocks: Blocks, inputs: str) -> PuzzleForCausalLM:
     library, parts, name = contest.library, contest.bench.parts, f"bench/quality/mended/{inputs}"
-    weights = mend(library, choice.blocks, parts, name=name, inputs=inputs)
-    found = nearest(library, choice.blocks, weights)
+    weights = mend(library, blocks, parts, name=name, inputs=inputs)
+    found = nearest(library, blocks, weights)
     contest.run.forget(name)
     return found
 
 
-def _plain(contest: Contest, choice: Choice, inputs: str) -> PuzzleForCausalLM:
-    return assemble(contest.library, choice.blocks)
+def _plain(contest: Contest, blocks: Blocks, inputs: str) -> PuzzleForCausalLM:
+    return assemble(contest.library, blocks)
 
 
 def _best_uniform(contest: Contest, menu: Menu) -> Choice:

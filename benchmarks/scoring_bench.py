@@ -17,7 +17,7 @@ from puzzle.assemble import assemble, from_weights
 from puzzle.blocks.variant import NOTHING
 from puzzle.budget import Budget
 from puzzle.choose import choose
-from puzzle.config import Config, Distill, Scoring, Space
+from puzzle.config import Config, Distill, DType, Scoring, Space
 from puzzle.distill import distill
 from puzzle.evaluate import Reading, evaluate
 from puzzle.exact import exact
@@ -33,7 +33,7 @@ from puzzle.run import Run, fingerprint
 from puzzle.sample import sample as let_write
 from puzzle.score import Scores, score, scores
 from puzzle.settle import settle
-from puzzle.space import layer_blocks, pieces
+from puzzle.space import Options, layer_blocks, pieces
 from puzzle.swap import Swap
 from puzzle.trace import forward, trace, trace_print
 from puzzle.trial import trial
@@ -48,7 +48,7 @@ OWN_SPARE = 4096  # tokens written beyond the share that documents of calibratio
 OWN = "own.jsonl"  # what the parent writes
 SAMPLES = 8
 # what this processor multiplies in its own instructions, where children are evaluated and healed
-DTYPE = "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
+DTYPE: DType = "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
 LONGEST = 8  # layers in a row removed as one
 SAMPLED = 150  # blocks that are scored exactly
 CHUNK = 30  # blocks of the sample between two savings
@@ -77,6 +77,7 @@ class Scale:
     own: bool = False  # written by the parent
     samples: int = SAMPLES
     distilled: int = 0  # tokens that every piece learns from; none leaves the refit ones
+    dtype: DType = "float32"  # of what distillation multiplies
     seed: int = 0  # of what the parent writes, and of the labels
 
 
@@ -115,11 +116,13 @@ def tokens_of(parent: Parent, source: str, length: int, count: int) -> torch.Ten
 
 
 class Bench:
-    """The library and its space, and a place for what each step found."""
+    """The library of a space, or of some blocks a layer, and a place for what each step found."""
 
-    def __init__(self, work: Path, space: Space = SPACE, scale: Scale = Scale()) -> None:
-        self.run, self.parent = Run(work), open_parent(str(MODEL))
-        self.space, self.scale = layer_blocks(self.parent.blocks, space, "hf"), scale
+    def __init__(self, work: Path, space: Space | Options = SPACE, scale: Scale = Scale()) -> None:
+        self.run, self.parent, self.scale = Run(work), open_parent(str(MODEL)), scale
+        self.space: Options = (
+            layer_blocks(self.parent.blocks, space, "hf") if isinstance(space, Space) else space
+        )
         self.texts = texts(self.parent, work, scale)
         draws = {"samples": scale.samples, "seed": scale.seed}
         traced = trace_print(self.parent, self.texts["scoring"], **draws)
@@ -127,7 +130,7 @@ class Bench:
         splits = {"scoring": self.texts["scoring"], **window.parts}
         trace(self.run, self.parent, splits, **draws)
         wanted = pieces(self.space, self.parent.blocks)
-        options = Distill(tokens=scale.distilled, **DISTILL)
+        options = Distill(tokens=scale.distilled, dtype=scale.dtype, **DISTILL)
         self.inputs = distill(self.run, self.parent, wanted, options, window)
         self.library, self.parts = Library(self.run, self.parent), list(window.parts)
 

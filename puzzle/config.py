@@ -83,6 +83,7 @@ def _data(value: object) -> str | dict[str, float]:
 Data = Annotated[str | dict[str, float], PlainValidator(_data)]
 
 
+DType = Literal["float32", "bfloat16"]
 Loss = Literal["mse", "cosine", "fisher"]  # of blockwise distillation
 Doubt = Literal["never", "saturated", "picked"]  # which picked blocks are scored exactly
 
@@ -122,6 +123,7 @@ class Distill(StrictModel):
     batch_tokens: PositiveInt = 2_048
     learning_rate: PositiveFloat = 1e-3
     loss: Loss = "mse"
+    dtype: DType | None = None  # of its arithmetic; the run's unless told
     coupled: bool = False  # train every composed block as a whole too: for a narrow space
 
 
@@ -177,7 +179,7 @@ class Heal(StrictModel):
     patience: PositiveInt = 3  # so many checks in a row without a new best end the healing
     correct_tokens: NonNegativeInt = 0  # that the parent first learns, before it teaches
     layers: tuple[NonNegativeInt, ...] = ()  # of the parent, that a shallower student holds
-    dtype: Literal["float32", "bfloat16"] | None = None  # of its arithmetic; the run's unless told
+    dtype: DType | None = None  # of its arithmetic; the run's unless told
     recompute: bool = False  # activations in the backward pass: less memory, a third more time
 
 
@@ -230,7 +232,7 @@ class Config(StrictModel):
     costs: str = "data sheet"  # or roofline, public or measured (tables), or a table's path
     target: Literal["vllm", "hf", "llama.cpp"] = "vllm"  # the engine that must load the child
     seed: NonNegativeInt = 0
-    dtype: Literal["float32", "bfloat16"] = "float32"  # of the search's own arithmetic
+    dtype: DType = "float32"  # of the search's own arithmetic
     sequence_length: PositiveInt = 256
     tokens: Tokens = Tokens()
     space: Space = Space()

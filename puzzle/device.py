@@ -89,6 +89,11 @@ def fast_products() -> Iterator[None]:
         matmul.fp32_precision = before
 
 
+def multiplied_in(dtype: torch.dtype) -> torch.autocast:
+    """Within, matrices are multiplied in this dtype, whatever theirs is; float32 leaves theirs."""
+    return torch.autocast(current().type, dtype, enabled=dtype != torch.float32)
+
+
 def drawn(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     """Uniform random numbers, the same on every device."""
     return torch.rand(shape, generator=generator, device="cpu").to(current())

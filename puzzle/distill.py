@@ -23,7 +23,7 @@ import torch
 from puzzle import ranks, records
 from puzzle.blocks.variant import Block
 from puzzle.config import Distill
-from puzzle.device import current, fast_products, shuffled
+from puzzle.device import fast_products, multiplied_in, shuffled
 from puzzle.lesson import Lesson, Streams
 from puzzle.library import Library, is_half
 from puzzle.modules import Weights
@@ -74,7 +74,7 @@ def behind(run: Run, pieces: Sequence[Sequence[Block]], options: Distill, window
 
 def _prints(window: Window, options: Distill) -> list[str]:
     """The fingerprint of a piece after each window."""
-    inputs = window.inputs, options.model_dump()
+    inputs = window.inputs, options.model_dump(exclude_none=True)
     return [fingerprint("library", *inputs, index) for index in range(window.count)]
 
 
@@ -157,6 +157,7 @@ class _Study:
     def __init__(self, lesson: Lesson, pupil: Pupil, options: Distill) -> None:
         self.lesson, self.pupil = lesson, pupil
         self.peak, self.kind = options.learning_rate, options.loss
+        self.dtype = getattr(torch, options.dtype) if options.dtype else lesson.parent.dtype
         masters = {name: weight.float().clone() for name, weight in pupil.weights.items()}
         self.module = lesson.built(pupil.piece, masters).requires_grad_()
         self.optimizer = torch.optim.AdamW(self.module.parameters(), weight_decay=0.0)
@@ -171,9 +172,8 @@ class _Study:
         """One step on a batch."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.peak * rate
-        half_precision = self.lesson.parent.dtype == torch.bfloat16
         with fast_products():
-            with torch.autocast(current().type, torch.bfloat16, enabled=half_precision):
+            with multiplied_in(self.dtype):
                 loss = self.lesson.loss(self.module, streams, self.kind)
             loss.backward()
         self.optimizer.step()

@@ -17,7 +17,7 @@ import torch
 from puzzle import checks
 from puzzle.checkpoints import Checkpoints, Losses
 from puzzle.config import Heal
-from puzzle.device import at_once, fast_products, seeded
+from puzzle.device import at_once, fast_products, multiplied_in, seeded
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
 from puzzle.objective import Objective
 from puzzle.progress import track
@@ -103,8 +103,7 @@ class Training:
         size = max(1, at_once(MICRO_TOKENS) // batch_ST.shape[1])
         totals: Counter[str] = Counter()
         for tokens_ST, share_S in zip(*(part.split(size) for part in _mine(batch_ST))):
-            autocast = torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32)
-            with torch.set_grad_enabled(learn), autocast:
+            with torch.set_grad_enabled(learn), multiplied_in(self.dtype):
                 loss, parts = self.objective(tokens_ST.to(device), share_S.to(device))
             if learn:
                 loss.backward()

@@ -186,6 +186,23 @@ def test_every_loss_is_nothing_at_the_parent_and_falls_in_training(lesson: Lesso
         assert after < before
 
 
+def test_products_in_bfloat16_train_float32_masters(lesson: Lesson) -> None:
+    """Another dtype of the products: nearly the same is learned, in float32 weights."""
+    half = Block.parse("noop+ffn32")
+    sliced = lesson.starts(half)["sliced"]
+    learned: list[Pupil] = []
+    for dtype in ("float32", "bfloat16"):
+        options = OPTIONS.model_copy(update={"dtype": dtype})
+        learned += train(lesson, [Pupil(half, sliced, {"sliced": 1e9})], options, range(10))
+    (name, exact), *_ = learned[0].weights.items()
+    rough = learned[1].weights[name]
+    assert rough.dtype == torch.float32
+    assert not torch.equal(rough, exact)
+    assert not torch.equal(rough, rough.bfloat16().float())
+    losses = [pupil.losses["trained"] for pupil in learned]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
 def test_the_fisher_metric_is_the_expected_square_of_a_gradient(lesson: Lesson) -> None:
     change = torch.randn(64, generator=torch.Generator().manual_seed(3))
     expected = (lesson.gradient @ change).square().mean()
