@@ -4,10 +4,11 @@
 means over tokens, temperature 1 (Puzzle, arXiv 2411.19146, section 5; Minitron, 2407.14679).
 
 Logits are made a few tokens at a time, from the hidden states that leave the models, and are gone
-once their slopes are known: a teacher's are never stored, and no tensor but the head and its
-gradient grows with the vocabulary.
+once their slopes are known: a teacher's are never stored. Slopes wait for those of as many tokens
+as the head is wide, so that its gradient is passed over once for all of them; together they are no
+larger than it, and nothing else grows with the vocabulary.
 
-Legend: S sequences, T tokens, N = S T, n some of them, D hidden, V vocabulary.
+Legend: S sequences, T tokens, N = S T, B and n some of them, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-ROOM = 2**23  # logits of one model made at once
+from puzzle.device import at_once
+
+ROOM = 2**23  # logits of one model made at once, on a CPU
 
 
 @dataclass(frozen=True)
@@ -109,13 +112,17 @@ class _HeadLoss(torch.autograd.Function):
         kl, lm = torch.zeros(2, device=last_ND.device)
         learns = any(ctx.needs_input_grad)
         slopes = [torch.zeros_like(t, dtype=torch.float32) for t in (last_ND, head_VD) if learns]
-        for rows in _chunks(len(last_ND), len(head_VD)):
-            kl_n, lm_n, slope_nV = _chunk(student, teacher, text, factors, rows)
-            kl, lm = kl + kl_n.sum(), lm + lm_n.sum()
+        vocabulary, width = head_VD.shape
+        size = max(1, at_once(ROOM) // vocabulary)
+        for some in _slices(0, len(last_ND), max(size, width)):
+            slope_BV = last_ND.new_empty(some.stop - some.start, vocabulary, dtype=dtype)
+            for rows, part_nV in zip(_slices(some.start, some.stop, size), slope_BV.split(size)):
+                kl_n, lm_n, slope_nV = _chunk(student, teacher, text, factors, rows)
+                kl, lm = kl + kl_n.sum(), lm + lm_n.sum()
+                part_nV.copy_(slope_nV)
             if learns:
-                slope_nV = slope_nV.to(dtype)
-                slopes[0][rows] = (slope_nV @ student.head_VD).float()
-                _add_product(slopes[1], slope_nV.T, student.last_ND[rows])
+                slopes[0][some] = slope_BV @ student.head_VD
+                _add_product(slopes[1], slope_BV.T, student.last_ND[some])
         ctx.slopes, ctx.dtypes = slopes, (last_ND.dtype, head_VD.dtype)
         ctx.mark_non_differentiable(kl, lm)
         return factors.kl * kl + factors.lm * lm, kl, lm
@@ -126,12 +133,12 @@ class _HeadLoss(torch.autograd.Function):
         return *slopes, None, None, None
 
 
-def _add_product(total_VD: torch.Tensor, one_Vn: torch.Tensor, other_nD: torch.Tensor) -> None:
+def _add_product(total_VD: torch.Tensor, one_VB: torch.Tensor, other_BD: torch.Tensor) -> None:
     """Add a product to a sum in fp32, in one pass over it where the factors are that too."""
-    if one_Vn.dtype == total_VD.dtype:
-        total_VD.addmm_(one_Vn, other_nD)
+    if one_VB.dtype == total_VD.dtype:
+        total_VD.addmm_(one_VB, other_BD)
     else:
-        total_VD += one_Vn @ other_nD
+        total_VD += one_VB @ other_BD
 
 
 def _dtype(tensor: torch.Tensor) -> torch.dtype:
@@ -140,9 +147,8 @@ def _dtype(tensor: torch.Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
 
 
-def _chunks(tokens: int, vocabulary: int) -> Iterator[slice]:
-    size = max(1, ROOM // vocabulary)
-    yield from (slice(first, first + size) for first in range(0, tokens, size))
+def _slices(start: int, stop: int, size: int) -> Iterator[slice]:
+    yield from (slice(first, min(first + size, stop)) for first in range(start, stop, size))
 
 
 def _chunk(
