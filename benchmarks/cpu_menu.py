@@ -16,6 +16,7 @@ from puzzle.hardware.price import cost_source, price
 from puzzle.hardware.profile import Profile
 from puzzle.hardware.throughput import reference_of
 from puzzle.menu import Choice, Menu
+from puzzle.parent import open_parent
 from puzzle.rounds import further
 from puzzle.run import fingerprint
 from puzzle.score import scores
@@ -34,6 +35,12 @@ FINALISTS, ROUNDS = 16, 3  # as a search has them unless told otherwise
 def library(work: Path, seed: int = 0) -> Bench:
     """The library of this space; of a rank its own layers."""
     return Bench(work, SPACE, replace(SCALE, seed=seed))
+
+
+def unpruned(work: Path, seed: int = 0) -> Bench:
+    """The parent's own blocks alone with their texts: all that other people's methods need."""
+    space = [(block,) for block in open_parent(str(MODEL)).blocks]
+    return Bench(work, space, replace(SCALE, seed=seed))
 
 
 def scored(work: Path, seed: int = 0) -> Bench:

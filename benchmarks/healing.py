@@ -30,7 +30,7 @@ import torch
 from cpu_menu import SCALE, TAUGHT
 from healing_trainer import compared
 from quality_contest import Contest, Entry
-from quality_methods import OURS, assembled
+from quality_methods import OURS, mended
 from scoring_bench import DTYPE, Bench
 
 from puzzle import corpus, records
@@ -75,7 +75,7 @@ def library(work: Path) -> Bench:
 def entry_of(contest: Contest, share: str) -> Entry:
     """The child of a search, mended once."""
     blocks, row = recorded(share)
-    entry = assembled(contest, blocks, row["size_share"], row["predicted_kl"])
+    entry = mended(contest, blocks, row["size_share"], row["predicted_kl"])
     run, name = contest.run, f"bench/healing/{share}.child"
 
     def make() -> PuzzleForCausalLM:

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 import record
 import torch
-from cpu_menu import TAUGHT, library, scored
+from cpu_menu import TAUGHT, library, scored, unpruned
 from quality_contest import LENGTH, Contest, Entry, Goal
 from quality_figure import MEASURED, draw
 from quality_methods import METHODS, OTHERS, OURS, UNIFORM
@@ -65,7 +65,7 @@ def taken(work: Path, step: str) -> Row:
     of, method, *more = step.split("/")
     (goal,) = (goal for goal in GOALS if str(goal) == of)
     seed = next((seed for seed in SEEDS if f"seed{seed}" in more), 0)
-    contest = contest_of(work, seed)
+    contest = contest_of(work, seed, blocks=method not in OTHERS)
     entry = METHODS[method](contest, goal)
     if "healed" in more:
         entry = healed(contest, step, entry.to_heal() if entry.to_heal else entry)
@@ -85,9 +85,9 @@ def taken(work: Path, step: str) -> Row:
 
 
 @cache
-def contest_of(work: Path, seed: int) -> Contest:
-    """Each seed has a run of its own."""
-    return Contest(scored(work / f"seed{seed}" if seed else work, seed))
+def contest_of(work: Path, seed: int, *, blocks: bool) -> Contest:
+    """Each seed has a run of its own; the library is only for methods that pick its blocks."""
+    return Contest((scored if blocks else unpruned)(work / f"seed{seed}" if seed else work, seed))
 
 
 def healed(contest: Contest, step: str, entry: Entry) -> Entry:

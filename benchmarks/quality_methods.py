@@ -22,12 +22,13 @@ from puzzle import corpus
 from puzzle.assemble import assemble, from_weights
 from puzzle.baselines.extremes import max_parameters, noop_only
 from puzzle.baselines.greedy import greedy, random_child
-from puzzle.baselines.influence import block_influence, traced_influence
+from puzzle.baselines.influence import traced_influence
 from puzzle.baselines.minitron.cut import Cut
 from puzzle.baselines.minitron.grid import Grid, near
 from puzzle.baselines.minitron.pruned import model_of
 from puzzle.baselines.minitron.workshop import Workshop
 from puzzle.baselines.uniform import uniform
+from puzzle.blocks.variant import NOTHING
 from puzzle.config import Config
 from puzzle.evaluate import Reading, by_sequence
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
@@ -46,25 +47,22 @@ SLACK = 1.02  # of a goal, that sizes which come in steps may overshoot
 Method = Callable[[Contest, Goal], Entry]
 
 
-def picked(pick: Callable[[Contest, Menu], Choice], mending: bool = True) -> Method:
+def picked(pick: Callable[[Contest, Menu], Choice]) -> Method:
     """A method that picks a block of the library for every layer."""
 
     def enter(contest: Contest, goal: Goal) -> Entry:
         menu = contest.menu(goal)
         choice = pick(contest, menu)
-        share = _share(goal, menu, choice)
-        return assembled(contest, choice.blocks, share, choice.loss, mending=mending)
+        return mended(contest, choice.blocks, _share(goal, menu, choice), choice.loss)
 
     return enter
 
 
-def assembled(
-    contest: Contest, blocks: Blocks, share: float, loss: float, *, mending: bool = True
-) -> Entry:
+def mended(contest: Contest, blocks: Blocks, share: float, loss: float) -> Entry:
     """The child of these blocks of the library, of which a search foretold share and KL."""
     names = [str(block) for block in blocks]
-    inputs = fingerprint("mended" if mending else "plain", contest.bench.inputs, names)
-    make = partial(_mended if mending else _plain, contest, blocks, inputs)
+    inputs = fingerprint("mended", contest.bench.inputs, names)
+    make = partial(_mended, contest, blocks, inputs)
     rebuild = partial(from_weights, contest.library, blocks)
     return Entry(" ".join(names), inputs, make, rebuild, share, loss)
 
@@ -83,18 +81,26 @@ def _mended(contest: Contest, blocks: Blocks, inputs: str) -> PuzzleForCausalLM:
     return found
 
 
-def _plain(contest: Contest, blocks: Blocks, inputs: str) -> PuzzleForCausalLM:
-    return assemble(contest.library, blocks)
-
-
 def _best_uniform(contest: Contest, menu: Menu) -> Choice:
     """The nearest to the parent of the best by their scores."""
     return trial(contest.library, uniform(menu)[:FINALISTS])[0]
 
 
-def _influence(contest: Contest, menu: Menu) -> Choice:
-    influences = traced_influence(contest.run, contest.parent.shape.layers)
-    return block_influence(menu, influences)[0]
+def influence(contest: Contest, goal: Goal) -> Entry:
+    """As many of the layers that turn the stream most as the goal has room for."""
+    own = contest.parent.blocks
+    influences = traced_influence(contest.run, len(own))
+    order = sorted(range(len(own)), key=lambda layer: influences[layer])
+    cuts = (
+        replace(Cut.whole(contest.parent.shape), layers=tuple(sorted(order[gone:])))
+        for gone in range(len(own))
+    )
+    cut = next(cut for cut in cuts if contest.size(goal, cut) <= SLACK * goal.value)
+    blocks = tuple(block if layer in cut.layers else NOTHING for layer, block in enumerate(own))
+    inputs = fingerprint("plain", contest.parent.fingerprint, str(cut))
+    make, rebuild = (partial(made, contest.library, blocks) for made in (assemble, from_weights))
+    names = " ".join(map(str, blocks))
+    return Entry(names, inputs, make, rebuild, contest.size(goal, cut))
 
 
 def minitron(contest: Contest, goal: Goal) -> Entry:
@@ -206,7 +212,7 @@ class Peer:
 
         def prune() -> dict[str, Any]:
             folder.mkdir(parents=True, exist_ok=True)
-            tokens = folder / f"{out.name}.tokens"
+            tokens = folder / f"{corpus.digest(text)}.tokens"
             save_file({"tokens": text.contiguous()}, tokens)
             task = {
                 "method": self.package,
@@ -246,7 +252,7 @@ OURS = "puzzle"
 UNIFORM = "uniform"
 OTHERS: dict[str, Method] = {
     "minitron": minitron,
-    "block influence": picked(_influence, mending=False),
+    "block influence": influence,
     "torch-pruning": Peer("torch-pruning", {"taylor-ffn": _ffn_alone, "taylor": _whole_width}),
     "optipfair": Peer("optipfair", {"width": _ffn_channels, "depth": _layers_alone}),
 }

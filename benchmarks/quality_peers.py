@@ -2,9 +2,10 @@
 
 The task names the package and its setting, the parent's folder, a safetensors file with the
 calibration text (`tokens`, int64 [sequences, tokens]), the share to prune and the folder to write.
+The gradients that Taylor terms need are kept beside the text, whatever is pruned by them.
 Prints one JSON object: parameters and sizes of the pruned model, the layers of the parent that it
 keeps where some go, and CPU seconds of this process from the loaded parent to the pruned model,
-calibration included. It imports nothing of ours.
+calibration included (but for gradients that were there). It imports nothing of ours.
 
 Every setting cuts all layers alike, so that an ordinary Llama checkpoint holds the result:
 
@@ -24,13 +25,14 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 TOLERANCE = 1e-4  # of logits, between the model in memory and its checkpoint
@@ -44,26 +46,49 @@ SIZES = (
     "num_key_value_heads",
     "num_hidden_layers",
 )
-Importance = Callable[[Any, Any, torch.Tensor], Any]  # of a package, for a model on tokens
-Prune = Callable[[Any, Any, torch.Tensor, float], None]  # with a package, changing the model
 
 
-def taylor(package: Any, model: Any, tokens: torch.Tensor) -> Any:
+@dataclass(frozen=True)
+class Text:
+    """The calibration text."""
+
+    tokens: torch.Tensor  # [sequences, tokens]
+    gradients: Path  # where those of the parent's loss on it are kept
+
+    @property
+    def batches(self) -> list[dict[str, torch.Tensor]]:
+        """The text as a DataLoader would give it."""
+        return [
+            {"input_ids": each, "attention_mask": torch.ones_like(each)}
+            for each in self.tokens.split(BATCH)
+        ]
+
+
+Importance = Callable[[Any, Any, Text], Any]  # of a package, for a model on a text
+Prune = Callable[[Any, Any, Text, float], None]  # with a package, changing the model
+
+
+def taylor(package: Any, model: Any, text: Text) -> Any:
     """First-order Taylor terms; the model gets the gradients of its loss, summed over sequences."""
-    for batch in tokens.split(BATCH):
-        mean = model(batch, labels=batch, use_cache=False).loss
-        (mean * len(batch)).backward()
+    weights = dict(model.named_parameters())
+    if not text.gradients.exists():
+        for batch in text.tokens.split(BATCH):
+            mean = model(batch, labels=batch, use_cache=False).loss
+            (mean * len(batch)).backward()
+        unfinished = text.gradients.with_suffix(".part")
+        save_file({name: weight.grad for name, weight in weights.items()}, unfinished)
+        unfinished.replace(text.gradients)
+    for name, gradient in load_file(text.gradients, DEVICE).items():
+        weights[name].grad = gradient
     return package.importance.GroupTaylorImportance()
 
 
-def magnitude(package: Any, model: Any, tokens: torch.Tensor) -> Any:
+def magnitude(package: Any, model: Any, text: Text) -> Any:
     """The importance of torch-pruning's example for language models."""
     return package.importance.GroupMagnitudeImportance(p=2, group_reduction="mean")
 
 
-def whole_width(
-    package: Any, model: Any, tokens: torch.Tensor, share: float, importance: Importance
-) -> None:
+def whole_width(package: Any, model: Any, text: Text, share: float, importance: Importance) -> None:
     """torch-pruning: the share of hidden and FFN channels, and of query heads what comes nearest.
 
     Every KV head stays and keeps the same number of its query heads, at least two: the package
@@ -86,16 +111,16 @@ def whole_width(
         "head_pruning_ratio": removed / group,
         "round_to": math.lcm((group - removed) * config.num_key_value_heads, MULTIPLE),
     }
-    _locally(package, model, importance(package, model, tokens), pruning_ratio=share, **options)
+    _locally(package, model, importance(package, model, text), pruning_ratio=share, **options)
 
 
-def ffn(package: Any, model: Any, tokens: torch.Tensor, share: float) -> None:
+def ffn(package: Any, model: Any, text: Text, share: float) -> None:
     """torch-pruning: the share of FFN channels; a multiple of 4 stays."""
     kept = [model.lm_head, model.model.embed_tokens]
     for layer in model.model.layers:
         kept += [layer.self_attn, layer.mlp.down_proj]
     options = {"ignored_layers": kept, "round_to": MULTIPLE}
-    _locally(package, model, taylor(package, model, tokens), pruning_ratio=share, **options)
+    _locally(package, model, taylor(package, model, text), pruning_ratio=share, **options)
 
 
 def _locally(package: Any, model: Any, importance: Any, **options: Any) -> None:
@@ -119,31 +144,24 @@ def _locally(package: Any, model: Any, importance: Any, **options: Any) -> None:
     model.tie_weights()
 
 
-def width(package: Any, model: Any, tokens: torch.Tensor, share: float) -> None:
+def width(package: Any, model: Any, text: Text, share: float) -> None:
     """optipfair: the share of FFN channels, by its default method with calibration text."""
     package.prune_model(
         model,
         pruning_type="MLP_GLU",
         neuron_selection_method="MAW",
         pruning_percentage=100 * share,
-        dataloader=_batches(tokens),
+        dataloader=text.batches,
         show_progress=False,
     )
 
 
-def depth(package: Any, model: Any, tokens: torch.Tensor, share: float) -> None:
+def depth(package: Any, model: Any, text: Text, share: float) -> None:
     """optipfair: the share of layers, in whole ones, that its analysis finds least important."""
-    found = package.analyze_layer_importance(model, _batches(tokens), show_progress=False)
+    found = package.analyze_layer_importance(model, text.batches, show_progress=False)
     least = sorted(found, key=lambda layer: found[layer])[: round(share * len(found))]
     package.prune_model(model, pruning_type="DEPTH", layer_indices=least, show_progress=False)
     model.config.kept_layers = [layer for layer in range(len(found)) if layer not in least]
-
-
-def _batches(tokens: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-    """The text as a DataLoader would give it."""
-    return [
-        {"input_ids": each, "attention_mask": torch.ones_like(each)} for each in tokens.split(BATCH)
-    ]
 
 
 SETTINGS: dict[str, dict[str, Prune]] = {
@@ -177,9 +195,10 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
     package = import_module(task["method"].replace("-", "_"))
     prune = SETTINGS[task["method"]][task["setting"]]
     tokens = load_file(task["tokens"])["tokens"].to(DEVICE)
+    text = Text(tokens, Path(task["tokens"]).with_suffix(".gradients"))
     model = loaded(task["parent"])
     begin = time.process_time()
-    prune(package, model, tokens, task["share"])
+    prune(package, model, text, task["share"])
     cpu_s = time.process_time() - begin
     model.save_pretrained(task["out"])
     AutoTokenizer.from_pretrained(task["parent"]).save_pretrained(task["out"])
