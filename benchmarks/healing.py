@@ -9,11 +9,12 @@ schedule is that of the whole). What they are examined on, web text and WordNet 
 of the search or the healing has seen.
 
 WORK is a run directory. The library in it is of these children's blocks alone, taught by as much of
-the parent's own writing as that of `quality.py` and distilled on a quarter as much, with products
-in what the processor has instructions for, so that two cores do everything in three hours. The
-steps are those of STEPS, all by default: a killed one goes on where it was, and figures of a step
-that is not named stay as they were. `library` makes the library alone, of a rank its own layers
-(`RANK=0 WORLD_SIZE=2`). `trainer` needs the package accelerate, as a Trainer does.
+the parent's own writing as that of `quality.py` and distilled on a quarter as much. Distilling,
+healing and examining multiply in what the processor has instructions for, so that two cores with
+those of bfloat16 do everything in three hours. The steps are those of STEPS, all by default: a
+killed one goes on where it was, and figures of a step that is not named stay as they were.
+`library` makes the library alone, of a rank its own layers (`RANK=0 WORLD_SIZE=2`). `trainer` needs
+the package accelerate, as a Trainer does.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from scoring_bench import DTYPE, Bench
 from puzzle import corpus, records
 from puzzle.blocks.variant import Block
 from puzzle.config import Heal
-from puzzle.device import placed
+from puzzle.device import multiplied_in, placed
 from puzzle.evaluate import evaluate
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
 from puzzle.hardware.profile import device_name
@@ -89,12 +90,13 @@ def entry_of(contest: Contest, share: str) -> Entry:
 def examined(contest: Contest, name: str, inputs: str, model: PuzzleForCausalLM) -> dict[str, Any]:
     """What a model is worth, computed at most once."""
     asked = fingerprint(inputs, corpus.digest(contest.reading.tokens), len(contest.items))
-    exam = partial(
-        evaluate, model, contest.reading, tokenizer=contest.parent.tokenizer, items=contest.items
-    )
-    worth: dict[str, Any] = contest.run.remember(
-        f"bench/healing/{name}", asked, lambda: asdict(exam())
-    )
+
+    def exam() -> dict[str, Any]:
+        asking = {"tokenizer": contest.parent.tokenizer, "items": contest.items}
+        with multiplied_in(getattr(torch, DTYPE)):
+            return asdict(evaluate(model, contest.reading, **asking))
+
+    worth: dict[str, Any] = contest.run.remember(f"bench/healing/{name}", asked, exam)
     return worth
 
 
