@@ -18,6 +18,7 @@ from puzzle.blocks.variant import NOTHING
 from puzzle.budget import Budget
 from puzzle.choose import choose
 from puzzle.config import Config, Distill, DType, Scoring, Space
+from puzzle.device import multiplies_bfloat16
 from puzzle.distill import distill
 from puzzle.evaluate import Reading, evaluate
 from puzzle.exact import exact
@@ -48,7 +49,7 @@ OWN_SPARE = 4096  # tokens written beyond the share that documents of calibratio
 OWN = "own.jsonl"  # what the parent writes
 SAMPLES = 8
 # what this processor multiplies in its own instructions, where children are evaluated and healed
-DTYPE: DType = "bfloat16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
+DTYPE: DType = "bfloat16" if multiplies_bfloat16() else "float32"
 LONGEST = 8  # layers in a row removed as one
 SAMPLED = 150  # blocks that are scored exactly
 CHUNK = 30  # blocks of the sample between two savings

@@ -94,6 +94,12 @@ def multiplied_in(dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(current().type, dtype, enabled=dtype != torch.float32)
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for products of bfloat16, as far as torch says."""
+    able = getattr(torch.cpu, "get_capabilities", dict[str, bool])()  # newer than torch 2.11
+    return any(able.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
 def drawn(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     """Uniform random numbers, the same on every device."""
     return torch.rand(shape, generator=generator, device="cpu").to(current())

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
+from puzzle.device import multiplies_bfloat16
 from puzzle.provenance import versions
 from puzzle.units import show
 
@@ -23,7 +24,7 @@ def checkup() -> Iterator[tuple[str, str]]:
     """Pairs of what was looked for and what was found."""
     yield from versions().items()
     yield "cores", f"{os.cpu_count()}, of which torch uses {torch.get_num_threads()}"
-    yield "vectors", _vectors(torch.backends.cpu.get_cpu_capability())
+    yield "vectors", _vectors(torch.backends.cpu.get_cpu_capability(), multiplies_bfloat16())
     yield "memory", show(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "B")
     yield "free disk here", show(shutil.disk_usage(".").free, "B")
     yield "GPU", _gpu()
@@ -34,12 +35,15 @@ def checkup() -> Iterator[tuple[str, str]]:
         yield package, f"installed: {use}" if there else missing
 
 
-def _vectors(capability: str) -> str:
-    """The processor's, and whether torch multiplies bfloat16 with them: with AVX2 it does not.
+def _vectors(capability: str, bfloat16: bool) -> str:
+    """The processor's, and what to make of how it multiplies bfloat16: with AVX2 it does not.
 
-    >>> _vectors("AVX2")
+    >>> _vectors("AVX2", False)
     'AVX2: matrices of bfloat16 are far slower than float32 here, so leave dtype at float32'
     """
+    if bfloat16:
+        fast = "distill.dtype=bfloat16 and heal.dtype=bfloat16 train large parents faster"
+        return f"{capability}, multiplies bfloat16: {fast}"
     if capability == "AVX2":
         slow = "matrices of bfloat16 are far slower than float32 here, so leave dtype at float32"
         return f"{capability}: {slow}"
