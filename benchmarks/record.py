@@ -103,7 +103,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit measured, with `+` where the tree had uncommitted changes."""
+    """The commit measured, with `+` where the tree had uncommitted changes, results apart."""
     root = Path(__file__).parent.parent
 
     def git(*words: str) -> str:
@@ -112,5 +112,5 @@ def commit() -> str:
         ).stdout.strip()
 
     return git("rev-parse", "--short", "HEAD") + (
-        "+" if git("status", "--porcelain", "-uno") else ""
+        "+" if git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results") else ""
     )
