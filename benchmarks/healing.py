@@ -9,7 +9,7 @@ schedule is that of the whole). What they are examined on, web text and WordNet 
 of the search or the healing has seen.
 
 WORK is a run directory. The library in it is of these children's blocks alone, taught by as much of
-the parent's own writing as that of `quality.py` and distilled on a quarter as much. Distilling,
+the parent's own writing as that of `quality.py`, distilled and mended on a quarter. Distilling,
 healing and examining multiply in what the processor has instructions for, so that two cores with
 those of bfloat16 do everything in three hours. The steps are those of STEPS, all by default: a
 killed one goes on where it was, and figures of a step that is not named stay as they were.
@@ -54,7 +54,7 @@ LOSSES = {
     "lm": {"cosine": 0.0, "kl": 0.0, "lm": 1.0},
 }
 BATCH, MARKS, RATE = 2_000, (50_000, 100_000, 200_000), 2e-4  # tokens, and of learning
-DISTILLED = SCALE.distilled // 4
+DISTILLED, MENDING = SCALE.distilled // 4, 3  # tokens; parts of 16,384 tokens that mend
 Rows = list[dict[str, Any]]
 
 
@@ -70,7 +70,9 @@ def library(work: Path) -> Bench:
     """The library of the children's blocks alone."""
     children = [recorded(share)[0] for share in SHARES]
     space = [tuple(dict.fromkeys(blocks)) for blocks in zip(*children)]
-    return Bench(work, space, replace(SCALE, distilled=DISTILLED, dtype=DTYPE))
+    bench = Bench(work, space, replace(SCALE, distilled=DISTILLED, dtype=DTYPE))
+    del bench.parts[MENDING:]
+    return bench
 
 
 def entry_of(contest: Contest, share: str) -> Entry:
