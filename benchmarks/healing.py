@@ -8,8 +8,8 @@ that `results/quality.json` records, are healed with 200,000 tokens that the par
 schedule is that of the whole). What they are examined on, web text and WordNet questions, no part
 of the search or the healing has seen.
 
-WORK is a run directory. The library in it is of these children's blocks alone, taught by as much of
-the parent's own writing as that of `quality.py`, distilled and mended on a quarter. Distilling,
+WORK is a run directory, not that of `quality.py`: the library in it is of these children's blocks
+alone, taught by as much of the parent's own writing, distilled and mended on a quarter. Distilling,
 healing and examining multiply in what the processor has instructions for, so that two cores with
 those of bfloat16 do everything in three hours. The steps are those of STEPS, all by default: a
 killed one goes on where it was, and figures of a step that is not named stay as they were.
