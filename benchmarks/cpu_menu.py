@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import throughput_cpu
-from scoring_bench import MODEL, Bench, Scale, fisher
+from scoring_bench import DTYPE, MODEL, Bench, Scale, fisher
 
 from puzzle.budget import Budget
 from puzzle.choose import choose
@@ -27,8 +27,10 @@ SPACE = Space(
     attention=("gqa3", "groups2", "groups1", "gqa1", "linear", "noop"),
     ffn=(*(f"ffn{width}" for width in throughput_cpu.FFN), "linear", "noop"),
 )
-SCALE = Scale(384, 42 * 384, 528 * 384, own=True, samples=4, distilled=1_179_648)
-TAUGHT = f"own writing, {SCALE.calibration:,} tokens"
+SCALE = Scale(
+    384, 42 * 384, 528 * 384, own=True, samples=4, distilled=294_912, dtype=DTYPE, mending=3
+)
+TAUGHT = f"own writing, {SCALE.calibration:,} tokens, blocks distilled on {SCALE.distilled:,}"
 FINALISTS, ROUNDS = 16, 3  # as a search has them unless told otherwise
 
 

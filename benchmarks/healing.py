@@ -54,7 +54,6 @@ LOSSES = {
     "lm": {"cosine": 0.0, "kl": 0.0, "lm": 1.0},
 }
 BATCH, MARKS, RATE = 2_000, (50_000, 100_000, 200_000), 2e-4  # tokens, and of learning
-DISTILLED, MENDING = SCALE.distilled // 4, 3  # tokens; parts of 16,384 tokens that mend
 Rows = list[dict[str, Any]]
 
 
@@ -70,9 +69,7 @@ def library(work: Path) -> Bench:
     """The library of the children's blocks alone."""
     children = [recorded(share)[0] for share in SHARES]
     space = [tuple(dict.fromkeys(blocks)) for blocks in zip(*children)]
-    bench = Bench(work, space, replace(SCALE, distilled=DISTILLED, dtype=DTYPE))
-    del bench.parts[MENDING:]
-    return bench
+    return Bench(work, space, SCALE)
 
 
 def entry_of(contest: Contest, share: str) -> Entry:
@@ -133,7 +130,6 @@ def healed(contest: Contest, share: str, loss: str) -> tuple[dict[str, float], R
         "predicted_kl": entry.predicted_kl,
         "predicted_share": entry.size_share,
         "taught": TAUGHT,
-        "distilled_tokens": DISTILLED,
         "trained_on": device_name(),
         "dtype": DTYPE,
     }

@@ -39,7 +39,7 @@ from quality_contest import LENGTH, Contest, Entry, Goal
 from quality_figure import MEASURED, draw
 from quality_methods import METHODS, OTHERS, OURS, UNIFORM
 from quality_times import speed
-from scoring_bench import MODEL
+from scoring_bench import DTYPE, MODEL
 
 from puzzle import corpus
 from puzzle.config import Heal
@@ -53,7 +53,7 @@ from puzzle.training import Texts
 
 SHARES = ("0.75", "0.5", "0.9", "0.6")  # the headline's first
 GOALS = [Goal(of, share) for of in ("time", "parameters") for share in SHARES]
-HEAL = Heal(tokens=100_000, batch_tokens=2_000, learning_rate=2e-4)
+HEAL = Heal(tokens=100_000, batch_tokens=2_000, learning_rate=2e-4, dtype=DTYPE)
 SEEDS = range(3)
 RATIO = "kl_over_best_baseline"
 DRAWS = 10_000  # of a bootstrap

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from cpu_menu import cpu_budget, cpu_menu
 from quality_times import DenseTime
-from scoring_bench import OWN, Bench, written
+from scoring_bench import DTYPE, OWN, Bench, written
 
 from puzzle import corpus
 from puzzle.assemble import assemble
 from puzzle.baselines.minitron.cut import Cut
 from puzzle.budget import Budget
+from puzzle.device import multiplied_in
 from puzzle.evaluate import Evaluation, Reading, answers, by_sequence
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
 from puzzle.menu import Menu
@@ -96,8 +97,9 @@ class Contest:
 
         def examine() -> dict[str, Any]:
             model = entry.make()
-            text = by_sequence(model, self.reading)
-            right = answers(model, self.parent.tokenizer, self.items)
+            with multiplied_in(getattr(torch, DTYPE)):
+                text = by_sequence(model, self.reading)
+                right = answers(model, self.parent.tokenizer, self.items)
             params = sum(tensor.numel() for tensor in model.parameters())
             return {
                 **asdict(Evaluation.of(text, right, self.reading)),

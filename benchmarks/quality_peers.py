@@ -2,10 +2,11 @@
 
 The task names the package and its setting, the parent's folder, a safetensors file with the
 calibration text (`tokens`, int64 [sequences, tokens]), the share to prune and the folder to write.
-The gradients that Taylor terms need are kept beside the text, whatever is pruned by them.
+What a package finds in the text whatever the share, gradients for Taylor terms and how layers
+change the stream, is kept beside it.
 Prints one JSON object: parameters and sizes of the pruned model, the layers of the parent that it
 keeps where some go, and CPU seconds of this process from the loaded parent to the pruned model,
-calibration included (but for gradients that were there). It imports nothing of ours.
+calibration included (but for what was kept). It imports nothing of ours.
 
 Every setting cuts all layers alike, so that an ordinary Llama checkpoint holds the result:
 
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -53,7 +55,11 @@ class Text:
     """The calibration text."""
 
     tokens: torch.Tensor  # [sequences, tokens]
-    gradients: Path  # where those of the parent's loss on it are kept
+    path: Path  # of its file
+
+    def beside(self, kind: str) -> Path:
+        """Where something that was found in it is kept."""
+        return self.path.with_suffix(f".{kind}")
 
     @property
     def batches(self) -> list[dict[str, torch.Tensor]]:
@@ -70,15 +76,15 @@ Prune = Callable[[Any, Any, Text, float], None]  # with a package, changing the 
 
 def taylor(package: Any, model: Any, text: Text) -> Any:
     """First-order Taylor terms; the model gets the gradients of its loss, summed over sequences."""
-    weights = dict(model.named_parameters())
-    if not text.gradients.exists():
+    weights, kept = dict(model.named_parameters()), text.beside("gradients")
+    if not kept.exists():
         for batch in text.tokens.split(BATCH):
             mean = model(batch, labels=batch, use_cache=False).loss
             (mean * len(batch)).backward()
-        unfinished = text.gradients.with_suffix(".part")
+        unfinished = text.beside(f"{os.getpid()}")
         save_file({name: weight.grad for name, weight in weights.items()}, unfinished)
-        unfinished.replace(text.gradients)
-    for name, gradient in load_file(text.gradients, DEVICE).items():
+        unfinished.replace(kept)
+    for name, gradient in load_file(kept, DEVICE).items():
         weights[name].grad = gradient
     return package.importance.GroupTaylorImportance()
 
@@ -158,8 +164,12 @@ def width(package: Any, model: Any, text: Text, share: float) -> None:
 
 def depth(package: Any, model: Any, text: Text, share: float) -> None:
     """optipfair: the share of layers, in whole ones, that its analysis finds least important."""
-    found = package.analyze_layer_importance(model, text.batches, show_progress=False)
-    least = sorted(found, key=lambda layer: found[layer])[: round(share * len(found))]
+    kept = text.beside("layers.json")
+    if not kept.exists():
+        found = package.analyze_layer_importance(model, text.batches, show_progress=False)
+        kept.write_text(json.dumps([float(found[layer]) for layer in range(len(found))]))
+    found = json.loads(kept.read_text())
+    least = sorted(range(len(found)), key=found.__getitem__)[: round(share * len(found))]
     package.prune_model(model, pruning_type="DEPTH", layer_indices=least, show_progress=False)
     model.config.kept_layers = [layer for layer in range(len(found)) if layer not in least]
 
@@ -192,10 +202,12 @@ def check(model: Any, folder: str, tokens: torch.Tensor) -> None:
 
 def main(task: dict[str, Any]) -> dict[str, Any]:
     """Prune, save and check; the object to print."""
+    if not torch.cpu.get_capabilities().get("amx_bf16"):  # then exact, and twice MKL's speed on AMD
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
     package = import_module(task["method"].replace("-", "_"))
     prune = SETTINGS[task["method"]][task["setting"]]
     tokens = load_file(task["tokens"])["tokens"].to(DEVICE)
-    text = Text(tokens, Path(task["tokens"]).with_suffix(".gradients"))
+    text = Text(tokens, Path(task["tokens"]))
     model = loaded(task["parent"])
     begin = time.process_time()
     prune(package, model, text, task["share"])

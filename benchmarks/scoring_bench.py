@@ -79,6 +79,7 @@ class Scale:
     samples: int = SAMPLES
     distilled: int = 0  # tokens that every piece learns from; none leaves the refit ones
     dtype: DType = "float32"  # of what distillation multiplies
+    mending: int | None = None  # parts of the calibration text that mend; all of them
     seed: int = 0  # of what the parent writes, and of the labels
 
 
@@ -133,7 +134,7 @@ class Bench:
         wanted = pieces(self.space, self.parent.blocks)
         options = Distill(tokens=scale.distilled, dtype=scale.dtype, **DISTILL)
         self.inputs = distill(self.run, self.parent, wanted, options, window)
-        self.library, self.parts = Library(self.run, self.parent), list(window.parts)
+        self.library, self.parts = Library(self.run, self.parent), [*window.parts][: scale.mending]
 
     def step(self, name: str, make: Callable[[], Any]) -> dict[str, Any]:
         """What `make` returned and the CPU seconds it took, computed at most once."""

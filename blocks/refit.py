@@ -65,6 +65,11 @@ class NormalEquations:
             change = torch.cholesky_solve(wanted, factor)
         return (start + change).T.to(start_DF.dtype)
 
+    def excess(self, matrix_DF: torch.Tensor) -> float:
+        """What a matrix M misses more than none at all: `sum w (|M x - y|^2 - |y|^2)`."""
+        matrix = matrix_DF.double()
+        return float(((matrix @ self.gram - 2 * self.cross.T) * matrix).sum())
+
 
 def token_weights(stream_ND: torch.Tensor) -> torch.Tensor:
     """`1 / |h|^2` of the residual stream after the layer, with mean 1 [N]."""

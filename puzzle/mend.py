@@ -6,7 +6,7 @@ last matrix is solved by weighted ridge least squares from what the child's stre
 the parent's stream goes. Each half so makes good what it can of the errors below it. The
 calibration text teaches; the scoring text, which may be of another kind, judges: of solutions that
 are shrunk more or less towards the matrix as it was, and that matrix, the one is kept whose stream
-is nearest to the parent's there.
+is nearest to the parent's there (what it misses follows from the normal equations of that text).
 
 Legend: S sequences, T tokens, N tokens of a batch, D hidden, F features of a last matrix.
 """
@@ -53,12 +53,8 @@ class Aim:
         for start in range(0, len(self.enter), size):
             yield self[start : start + size]
 
-    def error(self, half: Half) -> float:
-        """Weighted squared distance from where the half comes out to where it should."""
-        miss = (half(self.enter) - self.leave).float().square().sum(dim=-1)
-        return float((miss * self.weight).sum())
 
-
+@torch.no_grad()
 def mend(
     library: Library, blocks: Sequence[Block], splits: Sequence[str], *, name: str, inputs: str
 ) -> Weights:
@@ -76,19 +72,22 @@ def mend(
     weights = parent.outside_weights()
     for layer, (block, place) in enumerate(zip(track(blocks, "mend"), places)):
         if not run.fresh(place, inputs):
-            run.save_tensors(place, mend_layer(library, layer, block, splits, stream), inputs)
+            child, stream = mend_layer(library, layer, block, splits, stream)
+            run.save_tensors(place, child.state_dict(), inputs)
+        elif not finished:
+            child = build_layer(parent.config, block, run.load_tensors(place))
+            stream = _fed(child, _attended(library, child, stream))
         tensors = run.load_tensors(place)
         weights |= {f"model.layers.{layer}.{key}": tensor for key, tensor in tensors.items()}
-        if not finished:
-            stream = _through(library, build_layer(parent.config, block, tensors), stream)
     return weights
 
 
-@torch.no_grad()
 def mend_layer(
     library: Library, layer: int, block: Block, splits: Sequence[str], enter_STD: torch.Tensor
-) -> Weights:
-    """One layer's tensors, its last matrices refit where `enter_STD` is the child's own stream.
+) -> tuple[PuzzleLayer, torch.Tensor]:
+    """One layer, its last matrices refit where `enter_STD` is the child's own stream.
+
+    Returns it, and the child's stream after it.
 
     Args:
         splits: what the stream is of; the last one judges.
@@ -102,9 +101,10 @@ def mend_layer(
         middle = _attended(library, parent, _parent_stream(library, splits, layer))
         halfway = replace(aim, leave=middle) if child.mlp is not None else aim
         refit(child.self_attn, attend, halfway, judges)
+    aim = replace(aim, enter=attend(enter_STD))
     if child.mlp is not None:
-        refit(child.mlp, feed, replace(aim, enter=attend(enter_STD)), judges)
-    return child.state_dict()
+        refit(child.mlp, feed, aim, judges)
+    return child, feed(aim.enter)
 
 
 def refit(module: nn.Module, half: Half, aim: Aim, judges: int) -> None:
@@ -116,31 +116,26 @@ def refit(module: nn.Module, half: Half, aim: Aim, judges: int) -> None:
     matrix = _last_matrix(module)
     if matrix is None:
         return
-    teach, judge = aim[:-judges], aim[-judges:]
-    equations, best = _equations(matrix, half, teach), matrix.weight
-    start, least = best, judge.error(half)
-    for ridge in RIDGES:
-        solved = equations.solve(start, ridge)
-        matrix.weight = nn.Parameter(solved, requires_grad=False)
-        if (error := judge.error(half)) < least:
-            best, least = matrix.weight, error
-    matrix.weight = best
+    teach, judge = (_missing(matrix, half, part) for part in (aim[:-judges], aim[-judges:]))
+    weight = matrix.weight.float()
+    nothing = torch.zeros_like(weight)
+    changes = [nothing, *(teach.solve(nothing, ridge) for ridge in RIDGES)]
+    changed = (weight + min(changes, key=judge.excess)).to(matrix.weight.dtype)
+    matrix.weight = nn.Parameter(changed, requires_grad=False)
 
 
-def _equations(matrix: nn.Linear, half: Half, aim: Aim) -> NormalEquations:
-    """Whose solution is the matrix [D, F] that takes the stream nearest to the aim."""
-    weight_FD = matrix.weight.float().T
+def _missing(matrix: nn.Linear, half: Half, aim: Aim) -> NormalEquations:
+    """Whose solution is the change of the matrix [D, F] that takes the stream to the aim."""
     seen: list[torch.Tensor] = []
 
     def tokens() -> Iterator[Tokens]:
         for part in aim.batches():
             missing_ND = (part.leave - half(part.enter)).float().flatten(0, 1)
-            x_NF = seen.pop().float().flatten(0, 1)
-            yield x_NF, x_NF @ weight_FD + missing_ND, part.weight.flatten()
+            yield seen.pop().float().flatten(0, 1), missing_ND, part.weight.flatten()
 
     handle = matrix.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
-        return NormalEquations.of(tokens(), *weight_FD.shape)
+        return NormalEquations.of(tokens(), matrix.in_features, matrix.out_features)
     finally:
         handle.remove()
 
@@ -168,8 +163,3 @@ def _attended(library: Library, module: PuzzleLayer, stream_STD: torch.Tensor) -
 def _fed(module: PuzzleLayer, stream_STD: torch.Tensor) -> torch.Tensor:
     batches = stream_STD.split(at_once(BATCH_SEQUENCES))
     return torch.cat([module.feed(batch) for batch in batches])
-
-
-@torch.no_grad()
-def _through(library: Library, module: PuzzleLayer, stream_STD: torch.Tensor) -> torch.Tensor:
-    return _fed(module, _attended(library, module, stream_STD))

@@ -21,7 +21,16 @@ from tiny import SETTINGS
 from puzzle import Result, evaluate, prune, search
 from puzzle.config import load_config
 from puzzle.corpus import accuracy_items
-from puzzle.device import best, current, drawn, fast_products, placed, shuffled
+from puzzle.device import (
+    best,
+    current,
+    drawn,
+    exact_onednn,
+    fast_products,
+    onednn_is_exact,
+    placed,
+    shuffled,
+)
 from puzzle.errors import PuzzleError
 from puzzle.pretrain import pretrain
 from puzzle.sample import sample
@@ -33,6 +42,7 @@ There = Callable[[], AbstractContextManager[InSight]]
 def there(monkeypatch: pytest.MonkeyPatch) -> There:
     """Within, the other device is the best there is."""
     monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # what it sees is that of a thread
+    onednn_is_exact()  # multiplies on the CPU, once
 
     @contextmanager
     def within() -> Iterator[InSight]:
@@ -127,6 +137,24 @@ def test_fast_products_end_where_they_are_left() -> None:
         dying()
     assert seen == ["tf32"]
     assert torch.backends.cuda.matmul.fp32_precision == before != "tf32"
+
+
+def test_a_command_multiplies_float32_exactly_on_a_cpu() -> None:
+    """Whoever multiplies: MKL, or oneDNN, which torch lets only where it may round."""
+    draw = torch.Generator().manual_seed(1)
+    left, right = (torch.randn(300, 700, generator=draw) for _ in range(2))
+    product = placed(lambda: left @ right.T)()
+    wanted = left.double() @ right.double().T
+    assert (product - wanted).norm() < 1e-6 * wanted.norm()
+
+
+def test_onednn_multiplies_where_it_is_exact() -> None:
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    with exact_onednn():
+        inside = matmul.fp32_precision
+    assert matmul.fp32_precision == before
+    assert inside == ("bf16" if onednn_is_exact() else before)
 
 
 def test_random_numbers_are_the_same_on_every_device(there: There) -> None:

@@ -90,6 +90,16 @@ def test_the_refit_solves_weighted_least_squares() -> None:
     torch.testing.assert_close(solved.double(), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_the_excess_is_what_a_matrix_misses_more_than_none() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(300, size, generator=generator) for size in (20, 7))
+    weight = torch.rand(300, generator=generator)
+    matrix = torch.randn(7, 20, generator=generator)
+    missed = ((x @ matrix.T - y).square().sum(-1) - y.square().sum(-1)).double()
+    found = NormalEquations.of([(x, y, weight)], 20, 7).excess(matrix)
+    assert found == pytest.approx(float((missed * weight).sum()), rel=1e-5)
+
+
 def test_the_refit_keeps_what_no_token_speaks_of() -> None:
     start = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
     x = torch.zeros(10, 5)
