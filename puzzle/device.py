@@ -18,6 +18,7 @@ from puzzle.ranks import here
 
 Params = ParamSpec("Params")
 Made = TypeVar("Made")
+ONEDNN: Any = torch.backends.mkldnn  # its types lack what multiplies matrices
 
 
 def best() -> torch.device:
@@ -90,8 +91,7 @@ def exact_onednn() -> Iterator[None]:
     MKL has no AVX-512 for AMD's processors, oneDNN has: twice the speed. torch asks it only where
     products may be rounded to bfloat16, which oneDNN does on processors with matrix instructions.
     """
-    allowed = "bf16" if onednn_is_exact() else torch.backends.mkldnn.matmul.fp32_precision
-    with _permitted(torch.backends.mkldnn.matmul, allowed):
+    with _permitted(ONEDNN.matmul, "bf16") if onednn_is_exact() else nullcontext():
         yield
 
 
@@ -101,7 +101,7 @@ def onednn_is_exact() -> bool:
     draw = torch.Generator().manual_seed(0)
     left, right = (torch.randn(256, 256, generator=draw, device="cpu") for _ in range(2))
     wanted = left.double() @ right.double()
-    with _permitted(torch.backends.mkldnn.matmul, "bf16"):
+    with _permitted(ONEDNN.matmul, "bf16"):
         return bool((left @ right - wanted).norm() < 1e-5 * wanted.norm())
 
 

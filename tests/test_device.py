@@ -22,6 +22,7 @@ from puzzle import Result, evaluate, prune, search
 from puzzle.config import load_config
 from puzzle.corpus import accuracy_items
 from puzzle.device import (
+    ONEDNN,
     best,
     current,
     drawn,
@@ -149,7 +150,7 @@ def test_a_command_multiplies_float32_exactly_on_a_cpu() -> None:
 
 
 def test_onednn_multiplies_where_it_is_exact() -> None:
-    matmul = torch.backends.mkldnn.matmul
+    matmul = ONEDNN.matmul
     before = matmul.fp32_precision
     with exact_onednn():
         inside = matmul.fp32_precision
