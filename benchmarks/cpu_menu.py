@@ -11,7 +11,7 @@ from scoring_bench import DTYPE, MODEL, Bench, Scale, fisher
 
 from puzzle.budget import Budget
 from puzzle.choose import choose
-from puzzle.config import Scoring, Space
+from puzzle.config import Mend, Scoring, Space
 from puzzle.hardware.price import cost_source, price
 from puzzle.hardware.profile import Profile
 from puzzle.hardware.throughput import reference_of
@@ -30,6 +30,7 @@ SPACE = Space(
 SCALE = Scale(
     384, 42 * 384, 528 * 384, own=True, samples=4, distilled=294_912, dtype=DTYPE, mending=3
 )
+MEND = Mend(tokens=98_304, batch_tokens=4_096, dtype=DTYPE)
 TAUGHT = f"own writing, {SCALE.calibration:,} tokens, blocks distilled on {SCALE.distilled:,}"
 FINALISTS, ROUNDS = 16, 3  # as a search has them unless told otherwise
 

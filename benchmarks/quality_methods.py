@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 import peers
-from cpu_menu import FINALISTS, SCALE, searched
+from cpu_menu import FINALISTS, MEND, SCALE, searched
 from quality_contest import Contest, Entry, Goal
 from safetensors.torch import save_file
 from scoring_bench import MODEL
@@ -61,7 +61,7 @@ def picked(pick: Callable[[Contest, Menu], Choice]) -> Method:
 def mended(contest: Contest, blocks: Blocks, share: float, loss: float) -> Entry:
     """The child of these blocks of the library, of which a search foretold share and KL."""
     names = [str(block) for block in blocks]
-    inputs = fingerprint("mended", contest.bench.inputs, names)
+    inputs = fingerprint("mended", contest.bench.inputs, MEND.model_dump(), names)
     make = partial(_mended, contest, blocks, inputs)
     rebuild = partial(from_weights, contest.library, blocks)
     return Entry(" ".join(names), inputs, make, rebuild, share, loss)
@@ -75,7 +75,7 @@ def _share(goal: Goal, menu: Menu, choice: Choice) -> float:
 
 def _mended(contest: Contest, blocks: Blocks, inputs: str) -> PuzzleForCausalLM:
     library, parts, name = contest.library, contest.bench.parts, f"bench/quality/mended/{inputs}"
-    weights = mend(library, blocks, parts, name=name, inputs=inputs)
+    weights = mend(library, blocks, parts, MEND, name=name, inputs=inputs)
     found = nearest(library, blocks, weights)
     contest.run.forget(name)
     return found

@@ -17,7 +17,7 @@ from puzzle.assemble import assemble, from_weights
 from puzzle.blocks.variant import NOTHING
 from puzzle.budget import Budget
 from puzzle.choose import choose
-from puzzle.config import Config, Distill, DType, Scoring, Space
+from puzzle.config import Config, Distill, DType, Mend, Scoring, Space
 from puzzle.device import multiplies_bfloat16
 from puzzle.distill import distill
 from puzzle.evaluate import Reading, evaluate
@@ -274,9 +274,8 @@ def mended(bench: Bench, choice: Choice) -> dict[str, float]:
     inputs = fingerprint("mend", bench.inputs, choice.as_record()["blocks"])
 
     def make() -> dict[str, Any]:
-        weights = mend(
-            bench.library, choice.blocks, bench.parts, name="children/bench/child", inputs=inputs
-        )
+        options, name = Mend(tokens=0), "children/bench/child"
+        weights = mend(bench.library, choice.blocks, bench.parts, options, name=name, inputs=inputs)
         library = Library(bench.run, open_parent(str(MODEL), DTYPE))
         teacher = assemble(library, bench.parent.blocks)
         cast = {name: tensor.to(library.parent.dtype) for name, tensor in weights.items()}

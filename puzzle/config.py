@@ -116,15 +116,29 @@ class Tokens(StrictModel):
     evaluation: PositiveInt = 16_384
 
 
-class Distill(StrictModel):
-    """Blockwise local distillation of every variant; 0 tokens leaves the initialization."""
+class Local(StrictModel):
+    """Training of one layer from its streams."""
 
     tokens: NonNegativeInt = 65_536
     batch_tokens: PositiveInt = 2_048
     learning_rate: PositiveFloat = 1e-3
-    loss: Loss = "mse"
     dtype: DType | None = None  # of its arithmetic; the run's unless told
+
+    @property
+    def steps(self) -> int:
+        """Of the training."""
+        return self.tokens // self.batch_tokens
+
+
+class Distill(Local):
+    """Blockwise local distillation of every variant; 0 tokens leaves the initialization."""
+
+    loss: Loss = "mse"
     coupled: bool = False  # train every composed block as a whole too: for a narrow space
+
+
+class Mend(Local):
+    """Distillation of the child's layers on its own stream, once they are refit; 0 tokens: none."""
 
 
 class Scoring(StrictModel):
@@ -239,6 +253,7 @@ class Config(StrictModel):
     distill: Distill = Distill()
     score: Scoring = Scoring()
     choose: Choose = Choose()
+    mend: Mend = Mend()
     fuse: bool = False  # FFNs that follow each other without attention, before healing
     heal: Heal = Heal()
     evaluate: Evaluate = Evaluate()

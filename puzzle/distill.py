@@ -15,24 +15,22 @@ the same batches of the same streams.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
+from functools import partial
 
 from puzzle import ranks, records
 from puzzle.blocks.variant import Block
 from puzzle.config import Distill
-from puzzle.device import fast_products, multiplied_in, shuffled
 from puzzle.lesson import Lesson, Streams
 from puzzle.library import Library, is_half
 from puzzle.modules import Weights
 from puzzle.parent import Parent
 from puzzle.progress import track
 from puzzle.run import Run, fingerprint
+from puzzle.study import Study, batches
 from puzzle.window import Window
 
-WARMUP = 0.05  # of the steps
 CHECKS = 4  # of the score while a window teaches
 PATIENCE = 2  # checks in a row without a new best, after which a piece is left as it was best
 STATE_BYTES = 24  # of a parameter in training: itself, its gradient, two moments, start and best
@@ -53,14 +51,14 @@ def distill(
         window: the traced part of the calibration text to learn from.
     """
     prints = _prints(window, options)
-    library, steps = Library(run, parent), options.tokens // options.batch_tokens
+    library = Library(run, parent)
     for layer in track(ranks.here().mine(parent.shape.layers), "library"):
         missing = _behind(run, layer, pieces[layer], prints[window.index :])
         if missing:
             lesson = Lesson.read(run, parent, layer, window)
             for group in _groups(parent, missing, window.room_bytes):
                 pupils = [_enter(lesson, library, layer, piece, window) for piece in group]
-                for pupil in train(lesson, pupils, options, window.share(steps)):
+                for pupil in train(lesson, pupils, options, window.share(options.steps)):
                     name = records.piece(layer, pupil.piece)
                     run.save_tensors(name, pupil.weights, prints[window.index], pupil.losses)
     return prints[-1]
@@ -140,27 +138,25 @@ def train(lesson: Lesson, pupils: Sequence[Pupil], options: Distill, steps: rang
     Args:
         steps: which of all steps these are; the learning rate follows their number.
     """
-    studies = [_Study(lesson, pupil, options) for pupil in pupils]
+    training = [_Training(lesson, pupil, options) for pupil in pupils]
     every = max(1, len(steps) // CHECKS)
-    for step, streams in zip(steps, _batches(lesson.teach, options.batch_tokens)):
-        for study in studies:
-            if not study.over:
-                study.learn(streams, rate(step, options.tokens // options.batch_tokens))
+    for step, which in zip(steps, batches(lesson.teach.weight, options.batch_tokens)):
+        streams = lesson.teach[which]
+        for each in training:
+            if not each.over:
+                each.learn(streams, step)
                 if (step - steps.start + 1) % every == 0 or step == steps[-1]:
-                    study.check()
-    return [study.pupil for study in studies]
+                    each.check()
+    return [each.pupil for each in training]
 
 
-class _Study:
-    """One pupil in training: float32 masters, an optimizer, and the best it has been."""
+class _Training:
+    """One pupil at its study, and the best it has been."""
 
     def __init__(self, lesson: Lesson, pupil: Pupil, options: Distill) -> None:
-        self.lesson, self.pupil = lesson, pupil
-        self.peak, self.kind = options.learning_rate, options.loss
-        self.dtype = getattr(torch, options.dtype) if options.dtype else lesson.parent.dtype
-        masters = {name: weight.float().clone() for name, weight in pupil.weights.items()}
-        self.module = lesson.built(pupil.piece, masters).requires_grad_()
-        self.optimizer = torch.optim.AdamW(self.module.parameters(), weight_decay=0.0)
+        self.lesson, self.pupil, self.kind = lesson, pupil, options.loss
+        built = partial(lesson.built, pupil.piece)
+        self.study = Study(built, pupil.weights, options, lesson.parent.dtype)
         self.idle_checks = 0
 
     @property
@@ -168,45 +164,16 @@ class _Study:
         """Whether it has stopped improving."""
         return self.idle_checks >= PATIENCE
 
-    def learn(self, streams: Streams, rate: float) -> None:
+    def learn(self, streams: Streams, step: int) -> None:
         """One step on a batch."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.peak * rate
-        with fast_products():
-            with multiplied_in(self.dtype):
-                loss = self.lesson.loss(self.module, streams, self.kind)
-            loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.study.learn(lambda module: self.lesson.loss(module, streams, self.kind), step)
 
     def check(self) -> None:
         """Keep the weights if they score better than any before."""
-        dtype, state = self.lesson.parent.dtype, self.module.state_dict()
-        weights = {name: weight.detach().to(dtype, copy=True) for name, weight in state.items()}
+        weights = self.study.weights(self.lesson.parent.dtype)
         kl = self.lesson.kl(self.lesson.built(self.pupil.piece, weights))
         before = self.pupil
         losses = before.losses | {"trained": min(kl, before.losses.get("trained", kl))}
         better = kl < min(before.losses.values())
         self.pupil = Pupil(before.piece, weights if better else before.weights, losses)
         self.idle_checks = 0 if better else self.idle_checks + 1
-
-
-def _batches(teach: Streams, batch_tokens: int) -> Iterator[Streams]:
-    """Batches of whole sequences without end, reshuffled with a fixed seed at every epoch."""
-    count, length = teach.weight.shape
-    size = min(count, max(1, batch_tokens // length))
-    generator = torch.Generator().manual_seed(0)
-    order = torch.empty(0, dtype=torch.long)
-    while True:
-        if len(order) < size:
-            order = torch.cat([order, shuffled(count, generator)])
-        yield teach[order[:size]]
-        order = order[size:]
-
-
-def rate(step: int, steps: int) -> float:
-    """Linear warm-up, then a cosine to zero."""
-    warm = max(1, round(WARMUP * steps))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))

@@ -1,12 +1,13 @@
-"""Mend: the last matrices of a child, refit one after another on the child's own stream.
+"""Mend: the layers of a child, refit and distilled one after another on the child's own stream.
 
 Blocks of the library are made on the parent's stream, but inside a child they see the errors of all
-blocks below. So the child is swept up once: in every half, those kept from the parent included, the
+blocks below. So the child is swept up once. In every half, those kept from the parent included, the
 last matrix is solved by weighted ridge least squares from what the child's stream feeds it to where
-the parent's stream goes. Each half so makes good what it can of the errors below it. The
-calibration text teaches; the scoring text, which may be of another kind, judges: of solutions that
-are shrunk more or less towards the matrix as it was, and that matrix, the one is kept whose stream
-is nearest to the parent's there (what it misses follows from the normal equations of that text).
+the parent's stream goes; then the whole layer is trained towards that. Each layer so makes good
+what it can of the errors below it. The calibration text teaches; the scoring text, which may be of
+another kind, judges: of solutions that are shrunk more or less towards the matrix as it was, and
+that matrix, the one is kept whose stream is nearest to the parent's there, and so is the trained
+layer or the refit one.
 
 Legend: S sequences, T tokens, N tokens of a batch, D hidden, F features of a last matrix.
 """
@@ -22,13 +23,15 @@ from torch import nn
 
 from puzzle import records
 from puzzle.blocks.refit import NormalEquations, Tokens, token_weights
-from puzzle.blocks.variant import Block
+from puzzle.blocks.variant import NOTHING, Block
+from puzzle.config import Mend
 from puzzle.device import at_once
 from puzzle.export.modeling_puzzle import PuzzleLayer
 from puzzle.lesson import BATCH_SEQUENCES, LAST_MATRICES
 from puzzle.library import Library
 from puzzle.modules import Weights, build_layer
 from puzzle.progress import track
+from puzzle.study import Study, batches
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)  # how much a solution is shrunk, of the mean feature energy
 JUDGE = "scoring"  # the split that judges
@@ -44,7 +47,7 @@ class Aim:
     leave: torch.Tensor
     weight: torch.Tensor  # [S, T]
 
-    def __getitem__(self, which: slice) -> Aim:
+    def __getitem__(self, which: slice | torch.Tensor) -> Aim:
         return Aim(self.enter[which], self.leave[which], self.weight[which])
 
     def batches(self) -> Iterator[Aim]:
@@ -53,16 +56,27 @@ class Aim:
         for start in range(0, len(self.enter), size):
             yield self[start : start + size]
 
+    def error(self, stream_STD: torch.Tensor) -> torch.Tensor:
+        """Weighted squared distance of a stream from where it should go."""
+        miss_ST = (stream_STD - self.leave).float().square().sum(dim=-1)
+        return (miss_ST * self.weight).sum()
+
 
 @torch.no_grad()
 def mend(
-    library: Library, blocks: Sequence[Block], splits: Sequence[str], *, name: str, inputs: str
+    library: Library,
+    blocks: Sequence[Block],
+    splits: Sequence[str],
+    options: Mend,
+    *,
+    name: str,
+    inputs: str,
 ) -> Weights:
     """The mended child's tensors by checkpoint name; a record a layer, from `name` on.
 
     Args:
         splits: the traced parts of the calibration text that teach.
-        inputs: fingerprint of the library and the blocks.
+        inputs: fingerprint of the library, the blocks and the options.
     """
     run, parent = library.run, library.parent
     places = [records.layer_of(name, layer) for layer in range(len(blocks))]
@@ -72,20 +86,25 @@ def mend(
     weights = parent.outside_weights()
     for layer, (block, place) in enumerate(zip(track(blocks, "mend"), places)):
         if not run.fresh(place, inputs):
-            child, stream = mend_layer(library, layer, block, splits, stream)
+            child, stream = mend_layer(library, layer, block, splits, stream, options)
             run.save_tensors(place, child.state_dict(), inputs)
         elif not finished:
             child = build_layer(parent.config, block, run.load_tensors(place))
-            stream = _fed(child, _attended(library, child, stream))
+            stream = _through(library, child, stream)
         tensors = run.load_tensors(place)
         weights |= {f"model.layers.{layer}.{key}": tensor for key, tensor in tensors.items()}
     return weights
 
 
 def mend_layer(
-    library: Library, layer: int, block: Block, splits: Sequence[str], enter_STD: torch.Tensor
+    library: Library,
+    layer: int,
+    block: Block,
+    splits: Sequence[str],
+    enter_STD: torch.Tensor,
+    options: Mend,
 ) -> tuple[PuzzleLayer, torch.Tensor]:
-    """One layer, its last matrices refit where `enter_STD` is the child's own stream.
+    """One layer, refit and trained where `enter_STD` is the child's own stream.
 
     Returns it, and the child's stream after it.
 
@@ -95,16 +114,39 @@ def mend_layer(
     child, parent = library.layer(layer, block), library.parent.layer(layer)
     leave = _parent_stream(library, splits, layer + 1)
     aim = Aim(enter_STD, leave, token_weights(leave))
-    attend, feed = partial(_attended, library, child), partial(_fed, child)
     judges = len(_parent_stream(library, splits[-1:], layer))
+    attend, feed = partial(_attended, library, child), partial(_fed, child)
     if child.self_attn is not None:
         middle = _attended(library, parent, _parent_stream(library, splits, layer))
         halfway = replace(aim, leave=middle) if child.mlp is not None else aim
         refit(child.self_attn, attend, halfway, judges)
-    aim = replace(aim, enter=attend(enter_STD))
+    middle = attend(enter_STD)
     if child.mlp is not None:
-        refit(child.mlp, feed, aim, judges)
-    return child, feed(aim.enter)
+        refit(child.mlp, feed, replace(aim, enter=middle), judges)
+    reached = feed(middle)
+    if options.steps and block != NOTHING:
+        trained = train(library, block, child.state_dict(), aim[:-judges], options)
+        nearer = _through(library, trained, enter_STD)
+        judge = aim[-judges:]
+        if judge.error(nearer[-judges:]) < judge.error(reached[-judges:]):
+            return trained, nearer
+    return child, reached
+
+
+@torch.enable_grad()
+def train(library: Library, block: Block, weights: Weights, aim: Aim, options: Mend) -> PuzzleLayer:
+    """The layer of these weights, trained to take the child's stream where the parent's goes."""
+    parent = library.parent
+    built = partial(build_layer, parent.config, block)
+    study = Study(built, weights, options, parent.dtype)
+    context = parent.context(aim.enter[:1], study.module.window)
+
+    def loss(part: Aim, layer: PuzzleLayer) -> torch.Tensor:
+        return part.error(layer(part.enter, **context)) / part.weight.sum()
+
+    for step, which in zip(range(options.steps), batches(aim.weight, options.batch_tokens)):
+        study.learn(partial(loss, aim[which]), step)
+    return built(study.weights(parent.dtype))
 
 
 def refit(module: nn.Module, half: Half, aim: Aim, judges: int) -> None:
@@ -163,3 +205,7 @@ def _attended(library: Library, module: PuzzleLayer, stream_STD: torch.Tensor) -
 def _fed(module: PuzzleLayer, stream_STD: torch.Tensor) -> torch.Tensor:
     batches = stream_STD.split(at_once(BATCH_SEQUENCES))
     return torch.cat([module.feed(batch) for batch in batches])
+
+
+def _through(library: Library, module: PuzzleLayer, stream_STD: torch.Tensor) -> torch.Tensor:
+    return _fed(module, _attended(library, module, stream_STD))

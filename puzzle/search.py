@@ -6,8 +6,9 @@
 4. Choose   one block per layer, the least summed score within the budget, by integer programming,
             on request again with exact scores where picked blocks are in doubt; the best few are
             measured, and the nearest to the parent is the child, or one still nearer around it.
-5. Mend     the assembled child: its last matrices are refit on its own stream, layer by layer; on
-            request FFNs that follow each other without attention are fused.
+5. Mend     the assembled child: layer by layer, its last matrices are refit on its own stream and
+            the whole layer is distilled there; on request FFNs that follow each other without
+            attention are fused.
 6. Heal     it by global knowledge distillation from the parent, or another teacher.
 7. Evaluate the parent, the uniform child and the child, before and after healing.
 8. Export   the child as a checkpoint that engines load, and write the report.
@@ -34,7 +35,7 @@ from puzzle.baselines.minitron.pruned import taught_by
 from puzzle.baselines.uniform import uniform
 from puzzle.budget import Budget, load_budget
 from puzzle.choose import choose
-from puzzle.config import Config, load_config
+from puzzle.config import Config, Mend, load_config
 from puzzle.device import placed
 from puzzle.distill import behind, distill
 from puzzle.errors import PuzzleError
@@ -203,12 +204,13 @@ def _make_child(
     with run.stage("choose"):
         choice, plain = here().first(lambda: _choose(library, space, budget, config))
     with run.stage("mend"):
-        mended = partial(_mended, library, window, fingerprint("mend", made))
+        taught = fingerprint(made, config.mend.model_dump())
+        mended = partial(_mended, library, window, config.mend, taught)
         child = here().first(lambda: mended(choice, records.child(budget.name, "child")))
         blocks, student = _fused(library, choice, child) if config.fuse else (choice.blocks, child)
     with run.stage("heal"):
         whole = assemble(library, parent.blocks)
-        inputs = fingerprint("mended", made, [*map(str, choice.blocks)], config.fuse)
+        inputs = fingerprint("mended", taught, [*map(str, choice.blocks)], config.fuse)
         course, healed = _healed(library, student, whole, texts, config, inputs=inputs, watch=watch)
     if not here().leads:
         return
@@ -217,7 +219,7 @@ def _make_child(
         models["healed"] = course.inputs, lambda: from_weights(library, blocks, healed)
         if plain:
             place = records.child(budget.name, "uniform")
-            models["uniform"] = fingerprint(made, str(plain)), lambda: mended(plain, place)
+            models["uniform"] = fingerprint(taught, str(plain)), lambda: mended(plain, place)
         asked = _evaluated(run, parent, models, texts["evaluation"], config)
     with run.stage("export"):
         result = Result(run, budget.name)
@@ -298,11 +300,11 @@ def _teacher(parent: Parent, config: Config) -> Parent | None:
 
 
 def _mended(
-    library: Library, window: Window, inputs: str, choice: Choice, name: str
+    library: Library, window: Window, options: Mend, taught: str, choice: Choice, name: str
 ) -> PuzzleForCausalLM:
     """The assembled child of a choice; mended, where that brings it nearer on the scoring text."""
-    inputs = fingerprint(inputs, choice.as_record()["blocks"])
-    weights = mend(library, choice.blocks, list(window.parts), name=name, inputs=inputs)
+    inputs = fingerprint("mend", taught, choice.as_record()["blocks"])
+    weights = mend(library, choice.blocks, list(window.parts), options, name=name, inputs=inputs)
     return nearest(library, choice.blocks, weights)
 
 

@@ -13,7 +13,9 @@ from puzzle import mend as module
 from puzzle import records
 from puzzle.assemble import assemble, from_weights, gather
 from puzzle.blocks.variant import Block
+from puzzle.config import Mend
 from puzzle.library import Library
+from puzzle.measure import kl_of
 from puzzle.mend import Aim, mend, refit
 from puzzle.menu import Choice
 from puzzle.result import Result
@@ -21,6 +23,7 @@ from puzzle.run import Run
 from puzzle.window import Window
 
 SPLITS = ["calibration/w000.p000"]  # of the finished search
+OPTIONS = Mend(tokens=4_096, batch_tokens=512)
 BLOCKS = tuple(map(Block.parse, ("gqa1+ffn256", "noop+ffn512", "gqa2+noop")))
 
 
@@ -84,7 +87,7 @@ def test_a_mended_child_makes_good_what_is_wrong_with_its_blocks(
 
     own = library.parent.blocks
     monkeypatch.setattr(Library, "layer", damaged)
-    mended = mend(library, own, SPLITS, name="children/test/damaged", inputs="print")
+    mended = mend(library, own, SPLITS, OPTIONS, name="children/test/damaged", inputs="print")
     halved = {
         name: tensor / 2 if name.endswith(("o_proj.weight", "down_proj.weight")) else tensor
         for name, tensor in gather(library, own).items()
@@ -100,16 +103,36 @@ def test_a_mended_child_makes_good_what_is_wrong_with_its_blocks(
 
 def test_the_parent_needs_no_mending(library: Library) -> None:
     own = library.parent.blocks
-    mended = mend(library, own, SPLITS, name="children/test/parent", inputs="print")
+    mended = mend(library, own, SPLITS, OPTIONS, name="children/test/parent", inputs="print")
     for name, tensor in assemble(library, own).state_dict().items():
         if name in mended:
             torch.testing.assert_close(mended[name], tensor, rtol=1e-4, atol=1e-6)
 
 
+def test_training_brings_a_child_nearer_than_the_refit_alone(library: Library) -> None:
+    def kl(options: Mend) -> float:
+        weights = mend(
+            library, BLOCKS, SPLITS, options, name="children/test/kl", inputs=str(options)
+        )
+        return kl_of(library, from_weights(library, BLOCKS, weights))
+
+    longer = OPTIONS.model_copy(update={"tokens": 32_768})
+    assert kl(longer) < 0.97 * kl(Mend(tokens=0))
+
+
+def test_layers_that_training_leads_astray_stay_as_they_were_refit(library: Library) -> None:
+    astray, refit_alone = OPTIONS.model_copy(update={"learning_rate": 1.0}), Mend(tokens=0)
+    one, two = (
+        mend(library, BLOCKS, SPLITS, options, name="children/test/astray", inputs=str(options))
+        for options in (astray, refit_alone)
+    )
+    assert all(torch.equal(one[name], two[name]) for name in two)
+
+
 def test_a_killed_mending_goes_on_to_the_same_tensors(
     library: Library, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    whole = mend(library, BLOCKS, SPLITS, name="children/test/whole", inputs="print")
+    whole = mend(library, BLOCKS, SPLITS, OPTIONS, name="children/test/whole", inputs="print")
     saved: list[str] = []
     save = Run.save_tensors
 
@@ -121,12 +144,12 @@ def test_a_killed_mending_goes_on_to_the_same_tensors(
 
     monkeypatch.setattr(Run, "save_tensors", dying)
     with pytest.raises(KeyboardInterrupt):
-        mend(library, BLOCKS, SPLITS, name="children/test/killed", inputs="print")
+        mend(library, BLOCKS, SPLITS, OPTIONS, name="children/test/killed", inputs="print")
     monkeypatch.undo()
-    resumed = mend(library, BLOCKS, SPLITS, name="children/test/killed", inputs="print")
+    resumed = mend(library, BLOCKS, SPLITS, OPTIONS, name="children/test/killed", inputs="print")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     monkeypatch.setattr(module, "mend_layer", lambda *_: pytest.fail("mended again"))
-    mend(library, BLOCKS, SPLITS, name="children/test/killed", inputs="print")
+    mend(library, BLOCKS, SPLITS, OPTIONS, name="children/test/killed", inputs="print")
 
 
 def test_a_child_that_mending_hurts_stays_as_it_was(
@@ -145,6 +168,6 @@ def test_a_child_that_mending_hurts_stays_as_it_was(
     }
     monkeypatch.setattr(search, "mend", lambda *_, **__: worse)
     window = Window(0, 1, dict.fromkeys(SPLITS, torch.empty(0)), "inputs")
-    child = search._mended(library, window, "print", choice, "children/test/hurt")  # type: ignore[attr-defined]
+    child = search._mended(library, window, OPTIONS, "print", choice, "children/test/hurt")  # type: ignore[attr-defined]
     kept = dict(child.named_parameters())
     assert all(torch.equal(kept[name], weight) for name, weight in plain.items())
