@@ -42,7 +42,7 @@ def _vectors(capability: str, bfloat16: bool) -> str:
     'AVX2: matrices of bfloat16 are far slower than float32 here, so leave dtype at float32'
     """
     if bfloat16:
-        fast = "distill.dtype=bfloat16 and heal.dtype=bfloat16 train faster"
+        fast = "dtype=bfloat16 of distill, mend and heal trains faster"
         return f"{capability}, multiplies bfloat16: {fast}"
     if capability == "AVX2":
         slow = "matrices of bfloat16 are far slower than float32 here, so leave dtype at float32"
