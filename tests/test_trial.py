@@ -25,7 +25,7 @@ def test_the_search_takes_the_finalist_that_measures_best(result: Result, librar
     chosen = " ".join(map(str, result.architecture.blocks))
     assert finalists["blocks"][0] == chosen
     [(_, best)] = measure(library, [result.architecture.blocks])
-    assert float(best["kl"].mean()) == pytest.approx(finalists["measured_kl"][0], rel=1e-5)
+    assert float(best["kl"].mean()) == pytest.approx(finalists["measured_kl"][0], rel=1e-4)
     assert result.models["uniform"]["measured_kl"] > 0
 
 
