@@ -8,13 +8,12 @@ that `results/quality.json` records, are healed with 200,000 tokens that the par
 schedule is that of the whole). What they are examined on, web text and WordNet questions, no part
 of the search or the healing has seen.
 
-WORK is a run directory, not that of `quality.py`: the library in it is of these children's blocks
-alone, taught by as much of the parent's own writing, distilled and mended on a quarter. Distilling,
-healing and examining multiply in what the processor has instructions for, so that two cores with
-those of bfloat16 do everything in three hours. The steps are those of STEPS, all by default: a
-killed one goes on where it was, and figures of a step that is not named stay as they were.
-`library` makes the library alone, of a rank its own layers (`RANK=0 WORLD_SIZE=2`). `trainer` needs
-the package accelerate, as a Trainer does.
+WORK is a run directory, that of `quality.py` or one of its own: the library made in it is of these
+children's blocks alone. Distilling, healing and examining multiply in what the processor has
+instructions for, so that two cores with those of bfloat16 do everything in three hours. The steps
+are those of STEPS, all by default: a killed one goes on where it was, and figures of a step that is
+not named stay as they were. `library` makes the library alone, of a rank its own layers
+(`RANK=0 WORLD_SIZE=2`). `trainer` needs the package accelerate, as a Trainer does.
 """
 
 from __future__ import annotations
