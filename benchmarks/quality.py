@@ -15,8 +15,8 @@ the best once lightly healed. `GOAL/METHOD/seed1` is taught by other writing of 
 another run.
 
 WORK is a run directory, not that of `benchmarks/scoring.py`, which has another space; the library
-and scores are made where they are missing and a method picks by them; a GPU is meant
-(`gpu/README.md`), on two cores they take a day. Without names, everything is done that
+and scores are made where they are missing and a method picks by them, on a GPU (`gpu/README.md`) in
+minutes, on two cores with bfloat16 in two hours. Without names, everything is done that
 `results/quality.json` lacks of this text but the healings; a killed run goes on where it was. Last,
 on the CPU that the goals are about, `times` takes the time of every child.
 """

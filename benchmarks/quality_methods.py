@@ -61,7 +61,9 @@ def picked(pick: Callable[[Contest, Menu], Choice]) -> Method:
 def mended(contest: Contest, blocks: Blocks, share: float, loss: float) -> Entry:
     """The child of these blocks of the library, of which a search foretold share and KL."""
     names = [str(block) for block in blocks]
-    inputs = fingerprint("mended", contest.bench.inputs, MEND.model_dump(), names)
+    inputs = fingerprint(
+        "mended", contest.bench.inputs, contest.bench.parts, MEND.model_dump(), names
+    )
     make = partial(_mended, contest, blocks, inputs)
     rebuild = partial(from_weights, contest.library, blocks)
     return Entry(" ".join(names), inputs, make, rebuild, share, loss)

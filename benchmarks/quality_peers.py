@@ -57,9 +57,13 @@ class Text:
     tokens: torch.Tensor  # [sequences, tokens]
     path: Path  # of its file
 
-    def beside(self, kind: str) -> Path:
-        """Where something that was found in it is kept."""
-        return self.path.with_suffix(f".{kind}")
+    def beside(self, kind: str, write: Callable[[Path], Any]) -> Path:
+        """The file of something that was found in it, written where it is missing."""
+        kept, unfinished = (self.path.with_suffix(f".{end}") for end in (kind, os.getpid()))
+        if not kept.exists():
+            write(unfinished)
+            unfinished.replace(kept)
+        return kept
 
     @property
     def batches(self) -> list[dict[str, torch.Tensor]]:
@@ -76,15 +80,15 @@ Prune = Callable[[Any, Any, Text, float], None]  # with a package, changing the 
 
 def taylor(package: Any, model: Any, text: Text) -> Any:
     """First-order Taylor terms; the model gets the gradients of its loss, summed over sequences."""
-    weights, kept = dict(model.named_parameters()), text.beside("gradients")
-    if not kept.exists():
+    weights = dict(model.named_parameters())
+
+    def gradients(path: Path) -> None:
         for batch in text.tokens.split(BATCH):
             mean = model(batch, labels=batch, use_cache=False).loss
             (mean * len(batch)).backward()
-        unfinished = text.beside(f"{os.getpid()}")
-        save_file({name: weight.grad for name, weight in weights.items()}, unfinished)
-        unfinished.replace(kept)
-    for name, gradient in load_file(kept, DEVICE).items():
+        save_file({name: weight.grad for name, weight in weights.items()}, path)
+
+    for name, gradient in load_file(text.beside("gradients", gradients), DEVICE).items():
         weights[name].grad = gradient
     return package.importance.GroupTaylorImportance()
 
@@ -164,11 +168,12 @@ def width(package: Any, model: Any, text: Text, share: float) -> None:
 
 def depth(package: Any, model: Any, text: Text, share: float) -> None:
     """optipfair: the share of layers, in whole ones, that its analysis finds least important."""
-    kept = text.beside("layers.json")
-    if not kept.exists():
+
+    def importance(path: Path) -> None:
         found = package.analyze_layer_importance(model, text.batches, show_progress=False)
-        kept.write_text(json.dumps([float(found[layer]) for layer in range(len(found))]))
-    found = json.loads(kept.read_text())
+        path.write_text(json.dumps([float(found[layer]) for layer in range(len(found))]))
+
+    found = json.loads(text.beside("layers.json", importance).read_text())
     least = sorted(range(len(found)), key=found.__getitem__)[: round(share * len(found))]
     package.prune_model(model, pruning_type="DEPTH", layer_indices=least, show_progress=False)
     model.config.kept_layers = [layer for layer in range(len(found)) if layer not in least]

@@ -140,7 +140,7 @@ def train(lesson: Lesson, pupils: Sequence[Pupil], options: Distill, steps: rang
     """
     training = [_Training(lesson, pupil, options) for pupil in pupils]
     every = max(1, len(steps) // CHECKS)
-    for step, which in zip(steps, batches(lesson.teach.weight, options.batch_tokens)):
+    for step, which in zip(steps, batches(lesson.teach.weight.shape, options.batch_tokens)):
         streams = lesson.teach[which]
         for each in training:
             if not each.over:

@@ -144,7 +144,7 @@ def train(library: Library, block: Block, weights: Weights, aim: Aim, options: M
     def loss(part: Aim, layer: PuzzleLayer) -> torch.Tensor:
         return part.error(layer(part.enter, **context)) / part.weight.sum()
 
-    for step, which in zip(range(options.steps), batches(aim.weight, options.batch_tokens)):
+    for step, which in zip(range(options.steps), batches(aim.weight.shape, options.batch_tokens)):
         study.learn(partial(loss, aim[which]), step)
     return built(study.weights(parent.dtype))
 

@@ -2,14 +2,12 @@
 
 So do the blocks of the library, from the parent's streams (distill.py), and the layers of a child,
 from its own (mend.py).
-
-Legend: S sequences, T tokens.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -54,9 +52,9 @@ class Study:
         return {name: weight.detach().to(dtype, copy=True) for name, weight in state.items()}
 
 
-def batches(tokens_ST: torch.Tensor, batch_tokens: int) -> Iterator[torch.Tensor]:
-    """Which of the sequences make a batch, without end, reshuffled at every epoch."""
-    count, length = tokens_ST.shape
+def batches(shape: Sequence[int], batch_tokens: int) -> Iterator[torch.Tensor]:
+    """Which of S sequences of T tokens make a batch, without end, reshuffled at every epoch."""
+    count, length = shape
     size = min(count, max(1, batch_tokens // length))
     generator = torch.Generator().manual_seed(0)
     order = torch.empty(0, dtype=torch.long)

@@ -26,7 +26,6 @@ from puzzle.device import (
     best,
     current,
     drawn,
-    exact_onednn,
     fast_products,
     onednn_is_exact,
     placed,
@@ -152,8 +151,7 @@ def test_a_command_multiplies_float32_exactly_on_a_cpu() -> None:
 def test_onednn_multiplies_where_it_is_exact() -> None:
     matmul = ONEDNN.matmul
     before = matmul.fp32_precision
-    with exact_onednn():
-        inside = matmul.fp32_precision
+    inside = placed(lambda: matmul.fp32_precision)()
     assert matmul.fp32_precision == before
     assert inside == ("bf16" if onednn_is_exact() else before)
 
