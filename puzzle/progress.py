@@ -20,6 +20,7 @@ from puzzle.ranks import here
 
 Item = TypeVar("Item")
 LINE_EVERY_S = 10.0
+WORTH_A_LINE_S = 1.0  # what is done sooner, as what a record already has, is not said
 
 
 def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:
@@ -55,7 +56,9 @@ def _lines(items: Iterable[Item], label: str, count: int | None) -> Iterator[Ite
             left = f", {(now - start) / done * (count - done):.0f} s left" if count else ""
             _say(f"{label}: {done}/{count or '?'}, {now - start:.0f} s{left}")
         yield item
-    _say(f"{label}: done in {time.monotonic() - start:.1f} s")
+    took = time.monotonic() - start
+    if took > WORTH_A_LINE_S:
+        _say(f"{label}: done in {took:.0f} s")
 
 
 def _say(line: str) -> None:
