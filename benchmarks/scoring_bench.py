@@ -235,7 +235,8 @@ def chosen(bench: Bench, throughput: str, kind: str) -> Choice:
     def make() -> dict[str, Any]:
         menu, evaluations = made.get(kind, made["corrected"]), 0
         if kind in ("saturated", "picked"):
-            menu, evaluations = settle(bench.library, menu, found, kind)
+            menu, exact = settle(bench.library, menu, found, kind)
+            evaluations = len(exact)
         return {"choice": choose(menu)[0].as_record(), "evaluations": evaluations}
 
     return Choice.from_record(bench.step(f"choice/{throughput}.{kind}", make)["data"]["choice"])

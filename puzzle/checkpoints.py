@@ -107,7 +107,8 @@ class Checkpoints:
                 parts.setdefault(int(name.rpartition("of")[2]), []).append(name)
         whole = [world for world, names in parts.items() if len(names) == world]
         world = here().world if here().world in whole else whole[0]
-        return [self.run.load_tensors(name) for name in parts[world]]
+        with torch.device("cpu"):  # beside the training a GPU may have no room for them
+            return [self.run.load_tensors(name) for name in parts[world]]
 
     def _drop(self, kept: set[str]) -> None:
         """Delete all other folders of steps."""

@@ -124,10 +124,13 @@ class Local(StrictModel):
     learning_rate: PositiveFloat = 1e-3
     dtype: DType | None = None  # of its arithmetic; the run's unless told
 
-    @property
-    def steps(self) -> int:
-        """Of the training."""
-        return self.tokens // self.batch_tokens
+    def batch(self, length: int) -> int:
+        """How many sequences of a length a step reads: whole ones, so one at least."""
+        return max(1, self.batch_tokens // length)
+
+    def steps(self, length: int) -> int:
+        """How many steps read `tokens` in sequences of a length; one at least, unless 0 tokens."""
+        return max(1, self.tokens // (self.batch(length) * length)) if self.tokens else 0
 
 
 class Distill(Local):
@@ -261,6 +264,20 @@ class Config(StrictModel):
     evaluate: Evaluate = Evaluate()
     prune: Prune = Prune()
     ceiling: Ceiling = Ceiling()
+
+    def check(self, max_positions: int) -> None:
+        """PuzzleError where its parts, or it and a parent of so many positions, do not agree."""
+        if self.sequence_length > max_positions:
+            raise PuzzleError(
+                f"sequence_length is {self.sequence_length}, the parent has {max_positions} "
+                f"positions; set sequence_length={max_positions} or less"
+            )
+        for name, part in (("distill", self.distill), ("mend", self.mend)):
+            if (self.dtype, part.dtype) == ("bfloat16", "float32"):
+                raise PuzzleError(
+                    f"{name}.dtype is float32 where dtype, that of the streams it reads, is "
+                    f"bfloat16; leave {name}.dtype away, or set dtype=float32"
+                )
 
     def to_yaml(self) -> str:
         """The configuration as YAML that `load_config` reads back to the same value."""

@@ -26,6 +26,8 @@ from puzzle.errors import PuzzleError
 
 SHARES = {"evaluation": 5, "scoring": 5}  # percent of the documents; calibration has the rest
 LONGEST = 8000  # characters of a document; longer texts are cut at paragraphs or lines
+CHARACTERS = 16  # of a hub dataset, which may have no end, that are read for a token
+BUFFER = 10_000  # of its rows that are shuffled at a time
 SEPARATOR = "\x1e"  # between documents of the embedded corpus
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", ".html")
 
@@ -48,12 +50,21 @@ def accuracy_items() -> list[Item]:
 
 
 def splits(
-    source: str, tokenizer: Any, *, length: int, tokens: Mapping[str, int], seed: int
+    source: str,
+    tokenizer: Any,
+    *,
+    length: int,
+    tokens: Mapping[str, int],
+    seed: int,
+    at_most: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Token ids [S, T] of each split that `tokens` names, whole sequences of `length` tokens.
 
     Documents are shuffled by the seed, tokenized as far as needed, joined by the end-of-text
-    token and cut. At least the tokens asked for, rounded down to whole sequences, but one.
+    token and cut. The tokens asked for, rounded down to whole sequences, but one at least.
+
+    Args:
+        at_most: a source with less gives what it has, as long as that is a sequence.
 
     Raises:
         PuzzleError: too little text, with what was found and what was asked for.
@@ -61,12 +72,17 @@ def splits(
     if tokenizer.eos_token_id is None:
         raise PuzzleError("the tokenizer has no end-of-text token; set eos_token in its config")
     pools: dict[str, list[str]] = {name: [] for name in tokens}
+    lacking = {name: CHARACTERS * max(count, length) for name, count in tokens.items()}
     for document in documents(source, tokenizer):
         if (split := split_of(document)) in pools:
             pools[split].append(document)
+            lacking[split] -= len(document)
+            if _on_hub(source) and max(lacking.values()) <= 0:
+                break
+    asked = {name: (max(1, count // length), seed) for name, count in tokens.items()}
     return {
-        name: _pack(name, pools[name], tokenizer, length, (count, seed))
-        for name, count in tokens.items()
+        name: _pack(name, pools[name], tokenizer, length, amount, at_most=at_most)
+        for name, amount in asked.items()
     }
 
 
@@ -103,10 +119,16 @@ def _texts(source: str, tokenizer: Any) -> Iterator[str]:
     elif path.exists():
         for file in _files(path):
             yield from _READERS.get(file.suffix, _read_text)(file, tokenizer)
-    elif path.suffix in (*_READERS, *TEXT_SUFFIXES):
-        raise PuzzleError(f"there is no file {source}; check --data")
-    else:
+    elif _on_hub(source):
         yield from _hub(source, tokenizer)
+    else:
+        raise PuzzleError(f"there is no file {source}; check --data")
+
+
+def _on_hub(source: str) -> bool:
+    """Whether a source is nothing that lies here, nor named like it."""
+    path, files = Path(source), (*_READERS, *TEXT_SUFFIXES)
+    return source != "embedded" and not path.exists() and path.suffix not in files
 
 
 def _embedded() -> Iterator[str]:
@@ -178,7 +200,7 @@ def _hub(source: str, tokenizer: Any) -> Iterator[str]:
         ) from None
     try:
         rows = datasets.load_dataset(source, split="train", streaming=True)
-        for number, row in enumerate(rows):
+        for number, row in enumerate(rows.shuffle(seed=0, buffer_size=BUFFER)):
             yield _row_text(row, tokenizer, f"{source} row {number}")
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
@@ -197,7 +219,12 @@ def _row_text(row: Any, tokenizer: Any, where: str) -> str:
         raise PuzzleError(
             f"{where} holds messages, but the parent's tokenizer has no chat template; give `text`"
         )
-    return str(tokenizer.apply_chat_template(list(messages), tokenize=False))
+    from jinja2 import TemplateError
+
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), tokenize=False))
+    except TemplateError as error:
+        raise PuzzleError(f"{where}: the parent's chat template refuses it: {error}") from None
 
 
 def _cut(text: str) -> Iterator[str]:
@@ -215,11 +242,16 @@ def _cut(text: str) -> Iterator[str]:
 
 
 def _pack(
-    name: str, pool: list[str], tokenizer: Any, length: int, amount: tuple[int, int]
+    name: str,
+    pool: list[str],
+    tokenizer: Any,
+    length: int,
+    amount: tuple[int, int],
+    *,
+    at_most: bool,
 ) -> torch.Tensor:
-    """Join shuffled documents and cut; `amount` is the tokens wanted and the seed."""
-    wanted, seed = amount
-    count = max(1, wanted // length)
+    """Join shuffled documents and cut; `amount` is the sequences wanted and the seed."""
+    count, seed = amount
     random.Random(seed).shuffle(pool)
     flat: list[int] = []
     for start in range(0, len(pool), 64):
@@ -230,6 +262,8 @@ def _pack(
         flat += [token for row in rows for token in (*row, tokenizer.eos_token_id)]
     if len(flat) < count * length:
         enough = len(flat) // length * length
+        if at_most and enough:
+            return torch.tensor(flat[:enough]).reshape(-1, length)
         less = f", or ask for less with --set tokens.{name}={enough}" if enough else ""
         raise PuzzleError(
             f"the {name} split has {len(flat)} tokens of text in {len(pool)} documents and needs "

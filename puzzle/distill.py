@@ -58,7 +58,8 @@ def distill(
             lesson = Lesson.read(run, parent, layer, window)
             for group in _groups(parent, missing, window.room_bytes):
                 pupils = [_enter(lesson, library, layer, piece, window) for piece in group]
-                for pupil in train(lesson, pupils, options, window.share(options.steps)):
+                steps = window.share(options.steps(lesson.length))
+                for pupil in train(lesson, pupils, options, steps):
                     name = records.piece(layer, pupil.piece)
                     run.save_tensors(name, pupil.weights, prints[window.index], pupil.losses)
     return prints[-1]
@@ -140,7 +141,7 @@ def train(lesson: Lesson, pupils: Sequence[Pupil], options: Distill, steps: rang
     """
     training = [_Training(lesson, pupil, options) for pupil in pupils]
     every = max(1, len(steps) // CHECKS)
-    for step, which in zip(steps, batches(lesson.teach.weight.shape, options.batch_tokens)):
+    for step, which in zip(steps, batches(len(lesson.teach.weight), options.batch(lesson.length))):
         streams = lesson.teach[which]
         for each in training:
             if not each.over:
@@ -156,7 +157,8 @@ class _Training:
     def __init__(self, lesson: Lesson, pupil: Pupil, options: Distill) -> None:
         self.lesson, self.pupil, self.kind = lesson, pupil, options.loss
         built = partial(lesson.built, pupil.piece)
-        self.study = Study(built, pupil.weights, options, lesson.parent.dtype)
+        steps = options.steps(lesson.length)
+        self.study = Study(built, pupil.weights, options, lesson.parent.dtype, steps)
         self.idle_checks = 0
 
     @property

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from puzzle.errors import PuzzleError
 
 BATCH = 8  # requests at a time
+YAML = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def marks(model: PreTrainedModel, tokenizer: Any, task: str) -> list[Mark]:
 def check(tasks: Sequence[str]) -> None:
     """PuzzleError, before anything is computed, for what is not here."""
     for task in tasks:
-        if task.endswith((".yaml", ".yml")) and not Path(task).exists():
+        if task.endswith(YAML) and not Path(task).exists():
             raise PuzzleError(f"there is no file {task}; check --tasks")
     if tasks and not find_spec("lm_eval"):
         raise PuzzleError(
@@ -74,12 +75,25 @@ def check(tasks: Sequence[str]) -> None:
 
 def contents(task: str) -> list[str]:
     """What a task is made of, as far as it lies here: its YAML file and the files that it names."""
-    if not Path(task).is_file():
-        return [task]
-    text = Path(task).read_text()
-    named = [Path(word) for word in re.findall(r"[^\s'\"\[\]{},]+", text)]
-    files = [path.read_bytes() for path in named if path.is_file()]
-    return [text, *(hashlib.sha256(data).hexdigest() for data in files)]
+    found: dict[Path, str] = {}
+    if Path(task).is_file():
+        _gather(Path(task), found)
+    return [*found.values()] or [task]
+
+
+def _gather(path: Path, found: dict[Path, str]) -> None:
+    """A file's hash, and of YAML those of the files that it names: from here, or from beside it.
+
+    `!function metrics.exact` is in `metrics.py`.
+    """
+    data = path.read_bytes()
+    found[path] = hashlib.sha256(data).hexdigest()
+    if path.suffix in YAML:
+        for word in re.findall(r"[^\s'\"\[\]{},]+", data.decode()):
+            module = word.rpartition(".")[0].replace(".", "/") + ".py"
+            for named in (Path(word), path.parent / word, path.parent / module):
+                if named not in found and named.is_file():
+                    _gather(named, found)
 
 
 def _marks(task: str, row: dict[str, Any], better: dict[str, bool]) -> list[Mark]:

@@ -76,6 +76,11 @@ class Lesson:
     judge: Streams
     gradient: torch.Tensor  # Fisher gradients [K, S, T, D] where the judged streams leave
 
+    @property
+    def length(self) -> int:
+        """Tokens of a sequence."""
+        return self.teach.weight.shape[1]
+
     @classmethod
     @torch.no_grad()
     def read(cls, run: Run, parent: Parent, layer: int, window: Window) -> Lesson:

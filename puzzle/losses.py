@@ -89,7 +89,9 @@ def head_loss(
     student: End, teacher: End | None, text: Text, factors: Factors
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """`kl KL(teacher || student) + lm LM`, and both as they are; no KL without a teacher."""
-    ends = (student.last_ND, student.head_VD)
+    ends = [student.last_ND, student.head_VD]
+    if not torch.is_grad_enabled():  # which a function of autograd does not see by itself
+        ends = [end.detach() for end in ends]
     apply: Any = _HeadLoss.apply  # which torch leaves untyped
     total, kl, lm = apply(*ends, teacher, text, factors)
     return total, {"lm": lm} if teacher is None else {"kl": kl, "lm": lm}

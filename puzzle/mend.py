@@ -124,7 +124,7 @@ def mend_layer(
     if child.mlp is not None:
         refit(child.mlp, feed, replace(aim, enter=middle), judges)
     reached = feed(middle)
-    if options.steps and block != NOTHING:
+    if options.tokens and block != NOTHING:
         trained = train(library, block, child.state_dict(), aim[:-judges], options)
         nearer = _through(library, trained, enter_STD)
         judge = aim[-judges:]
@@ -138,13 +138,15 @@ def train(library: Library, block: Block, weights: Weights, aim: Aim, options: M
     """The layer of these weights, trained to take the child's stream where the parent's goes."""
     parent = library.parent
     built = partial(build_layer, parent.config, block)
-    study = Study(built, weights, options, parent.dtype)
+    sequences, length = aim.weight.shape
+    steps = options.steps(length)
+    study = Study(built, weights, options, parent.dtype, steps)
     context = parent.context(aim.enter[:1], study.module.window)
 
     def loss(part: Aim, layer: PuzzleLayer) -> torch.Tensor:
         return part.error(layer(part.enter, **context)) / part.weight.sum()
 
-    for step, which in zip(range(options.steps), batches(aim.weight.shape, options.batch_tokens)):
+    for step, which in zip(range(steps), batches(sequences, options.batch(length))):
         study.learn(partial(loss, aim[which]), step)
     return built(study.weights(parent.dtype))
 

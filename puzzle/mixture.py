@@ -105,11 +105,18 @@ def lesson(
 
 
 def mixed(
-    data: str | Mixture, tokenizer: Any, *, length: int, tokens: Mapping[str, int], seed: int
+    data: str | Mixture,
+    tokenizer: Any,
+    *,
+    length: int,
+    tokens: Mapping[str, int],
+    seed: int,
+    at_most: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Token ids [S, T] of each split that `tokens` names, of all sources.
 
-    Of a single source they are `corpus.splits` of it, whatever its weight.
+    Of a single source they are `corpus.splits` of it, whatever its weight. `at_most` is of every
+    source, as there.
 
     Raises:
         PuzzleError: a source with too little text for its share, or that cannot be read.
@@ -120,7 +127,9 @@ def mixed(
     for source in mixture:
         wanted = {split: asked[split][source] * length for split in tokens if asked[split][source]}
         try:
-            found = corpus.splits(source, tokenizer, length=length, tokens=wanted, seed=seed)
+            found = corpus.splits(
+                source, tokenizer, length=length, tokens=wanted, seed=seed, at_most=at_most
+            )
         except PuzzleError as error:
             if len(mixture) == 1:
                 raise

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
@@ -191,14 +191,22 @@ def checkpoint_print(folder: Path, dtype: torch.dtype) -> str:
     return digest.hexdigest()[:16]
 
 
+def _torn(path: Path) -> PuzzleError:
+    return PuzzleError(f"{path} is cut off, or only a pointer of Git LFS; download it again")
+
+
 def _pieces(path: Path) -> Iterator[bytes]:
     """The header of a safetensors file, then the beginning, middle and end of each tensor."""
     with path.open("rb") as file:
-        length = file.read(8)
-        header = file.read(int.from_bytes(length, "little"))
+        length, size = file.read(8), path.stat().st_size
+        header = file.read(min(size, int.from_bytes(length, "little")))
         yield header
         start = len(length) + len(header)
-        for name, entry in json.loads(header).items():
+        try:
+            tensors = json.loads(header)
+        except ValueError:
+            raise _torn(path) from None
+        for name, entry in tensors.items():
             if name != "__metadata__":
                 first, last = entry["data_offsets"]
                 for place in (first, (first + last - PIECE) // 2, last - PIECE):
@@ -254,8 +262,11 @@ def _read_config(folder: Path, name: str) -> Any:
 def _weight_files(folder: Path, name: str) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            files |= dict.fromkeys(file.keys(), path)
+        try:
+            with safe_open(path, framework="pt") as file:
+                files |= dict.fromkeys(file.keys(), path)
+        except SafetensorError:
+            raise _torn(path) from None
     if not files:
         raise PuzzleError(f"{name} has no .safetensors file; convert it with save_pretrained")
     return files

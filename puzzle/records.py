@@ -78,11 +78,6 @@ def exact(layer: int, blocks: Sequence[Block]) -> str:
     return f"scores/exact/L{layer:02}{last}.{blocks[0]}"
 
 
-def exact_pattern() -> str:
-    """Matches every exact score."""
-    return "scores/exact/*.json"
-
-
 def costs(hardware: str, budget: str) -> str:
     """The price list of a budget's workload."""
     return f"costs/{hardware}/{budget}"

@@ -99,14 +99,13 @@ class Result:
 
         PuzzleError where the child that was chosen last is not healed.
         """
-        name, chosen = records.exported(self.name), [*map(str, self.architecture.blocks)]
-        made = self.run.load(name) if self.run.names(f"{name}.json") else {}
-        if made.get("blocks") != chosen:
+        made = self._of(records.exported(self.name), "child")
+        if not made:
             raise PuzzleError(
                 f"{self.run.folder} has chosen a child for budget {self.name} but not healed it; "
                 "run `puzzle search` with that budget first, or name another with --budget"
             )
-        blocks = map(Block.parse, made.get("written", chosen))
+        blocks = map(Block.parse, made["written"])
         return Architecture(self.architecture.parent, tuple(blocks))
 
     @cached_property
@@ -133,13 +132,8 @@ class Result:
         return pd.DataFrame(rows)
 
     def _exact(self, layer: int, block: Block) -> float:
-        name = records.exact(layer, [block])
-        known = name in self._exact_names
-        return float(self.run.load(name)["kl"]["mean"]) if known else math.nan
-
-    @cached_property
-    def _exact_names(self) -> set[str]:
-        return set(self.run.names(records.exact_pattern()))
+        exact: dict[str, float] = self.solution.get("exact", {})
+        return exact.get(records.exact(layer, [block]), math.nan)
 
     @cached_property
     def library(self) -> pd.DataFrame:
@@ -239,7 +233,7 @@ class Result:
     def summary(self) -> str:
         """The reason, the architecture one line a layer, and where things lie."""
         lines = [self.reason(), "", str(self.architecture)]
-        if self.checkpoint.exists():
+        if self._of(records.exported(self.name), "child"):
             lines += [f"checkpoint  {self.checkpoint}", f"report      {self.report}"]
         return "\n".join(lines)
 
@@ -288,8 +282,12 @@ class Result:
         return html
 
     def _evaluation(self, model: str) -> dict[str, float]:
-        name = records.evaluation(self.name, model)
-        return self.run.load(name) if self.run.names(f"{name}.json") else {}
+        return self._of(records.evaluation(self.name, model), _BLOCKS_OF.get(model, model))
+
+    def _of(self, name: str, model: str) -> dict[str, Any]:
+        """A record about a model, empty where there is none yet of the blocks chosen for it."""
+        found: dict[str, Any] = self.run.load(name) if self.run.names(f"{name}.json") else {}
+        return found if found.get("blocks") == self.models[model]["blocks"] else {}
 
 
 def _column(prediction: dict[str, float], evaluation: dict[str, float]) -> dict[str, float | None]:

@@ -203,7 +203,7 @@ class Run:
         return json.loads(path.read_text()) if path.exists() else {}
 
     def _write(self, path: Path, write: Any, size: int) -> None:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary = path.with_name(f".{path.name}.{here().rank}.{os.getpid()}.tmp")
         try:
             with self._room(size):
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from puzzle.device import current, placed, seeded
 from puzzle.errors import PuzzleError
@@ -53,9 +53,8 @@ def sample(model: str, out: Path, tokens: int, *, seed: int = 0) -> int:
         raise PuzzleError("the tokenizer has no end-of-text token; set eos_token in its config")
     before = rows[-1]["drawn"] if rows else 0
     if before < tokens:
-        config = AutoConfig.from_pretrained(folder)
-        length = min(LENGTH, getattr(config, "max_position_embeddings", LENGTH) - 1)
         writer = load_checkpoint(folder, torch.float32)
+        length = min(LENGTH, getattr(writer.config, "max_position_embeddings", LENGTH) - 1)
         size = _together(writer, length)
         out.parent.mkdir(parents=True, exist_ok=True)
         batches = range(before, tokens, size * length)

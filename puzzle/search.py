@@ -72,8 +72,8 @@ from puzzle.training import Texts
 from puzzle.trial import trial
 from puzzle.window import Window, windows
 
-# title -> the fingerprint of a model, and how to come by it
-Models = dict[str, tuple[str, Callable[[], PuzzleForCausalLM]]]
+# title -> the fingerprint of a model, the blocks that were chosen for it, and how to come by it
+Models = dict[str, tuple[str, Blocks, Callable[[], PuzzleForCausalLM]]]
 
 
 @placed
@@ -141,6 +141,7 @@ def heal_again(out: str | Path, *, settings: Sequence[str], watch: Watch | None 
 
 def _search(run: Run, config: Config, watch: Watch | None) -> Result:
     parent, budget = open_parent(config.model, config.dtype), load_budget(config.budget)
+    config.check(parent.shape.max_positions)
     check_family(config.target, parent.family)
     if config.target == "llama.cpp":
         check_writable(parent.folder, parent.config)
@@ -215,11 +216,17 @@ def _make_child(
     if not here().leads:
         return
     with run.stage("evaluate"):
-        models: Models = {"parent": (made, lambda: whole), "child": (inputs, lambda: child)}
-        models["healed"] = course.inputs, lambda: from_weights(library, blocks, healed)
+        models: Models = {
+            "parent": (made, parent.blocks, lambda: whole),
+            "child": (inputs, choice.blocks, lambda: child),
+            "healed": (
+                *(course.inputs, choice.blocks),
+                lambda: from_weights(library, blocks, healed),
+            ),
+        }
         if plain:
-            place = records.child(budget.name, "uniform")
-            models["uniform"] = fingerprint(taught, str(plain)), lambda: mended(plain, place)
+            made_of, place = fingerprint(taught, str(plain)), records.child(budget.name, "uniform")
+            models["uniform"] = made_of, plain.blocks, lambda: mended(plain, place)
         asked = _evaluated(run, parent, models, texts["evaluation"], config)
     with run.stage("export"):
         result = Result(run, budget.name)
@@ -268,17 +275,19 @@ def _evaluated(
     Args:
         tokens: token ids [S, T] of the evaluation text.
     """
-    name, reading = load_budget(config.budget).name, Reading(models["parent"][1](), tokens)
+    name, reading = load_budget(config.budget).name, Reading(models["parent"][-1](), tokens)
     items = corpus.accuracy_items()[: config.evaluate.items]
     asked = corpus.digest(tokens), len(items)
 
-    def examined(model: Callable[[], PuzzleForCausalLM]) -> dict[str, Any]:
-        return asdict(evaluate(model(), reading, tokenizer=parent.tokenizer, items=items))
+    def examined(blocks: list[str], model: Callable[[], PuzzleForCausalLM]) -> dict[str, Any]:
+        found = evaluate(model(), reading, tokenizer=parent.tokenizer, items=items)
+        return {"blocks": blocks, **asdict(found)}
 
-    for title, (inputs, model) in models.items():
-        place = records.evaluation(name, title)
-        run.remember(place, fingerprint(inputs, *asked), partial(examined, model))
-    return fingerprint([inputs for inputs, _ in models.values()], *asked)
+    for title, (inputs, blocks, model) in models.items():
+        names = [*map(str, blocks)]
+        place, of = records.evaluation(name, title), fingerprint(inputs, names, *asked)
+        run.remember(place, of, partial(examined, names, model))
+    return fingerprint([inputs for inputs, *_ in models.values()], *asked)
 
 
 def _teacher(parent: Parent, config: Config) -> Parent | None:
@@ -341,7 +350,7 @@ def _choose(
 
     def record() -> dict[str, Any]:
         own = {"blocks": [str(block) for block in parent.blocks], "prediction": asdict(menu.parent)}
-        settled, evaluations = settle(library, menu, found, config.score.exact)
+        settled, exact = settle(library, menu, found, config.score.exact)
         first = trial(library, choose(settled, count))
         later = further(library, settled, first[0], config.choose.rounds, config.score)
         finalists = [choice.as_record() for choice in (*reversed(later), *first)]
@@ -354,7 +363,7 @@ def _choose(
                 "child": finalists[0],
             },
             "finalists": finalists,
-            "exact_evaluations": evaluations,
+            "exact": {records.exact(swap.layer, swap.blocks): kl for swap, kl in exact.items()},
         }
 
     inputs = fingerprint(

@@ -26,8 +26,10 @@ HOPE = 0.75  # of a score: a standard deviation of scores over exact ones below 
 MOST = 4  # exact scores, by the number of layers
 
 
-def settle(library: Library, menu: Menu, scores: Scores, doubt: Doubt) -> tuple[Menu, int]:
-    """The menu with exact losses of all that its best child holds and is in doubt; their number.
+def settle(
+    library: Library, menu: Menu, scores: Scores, doubt: Doubt
+) -> tuple[Menu, dict[Swap, float]]:
+    """The menu with exact losses of all that its best child holds and is in doubt; these losses.
 
     Args:
         doubt: `never`, `saturated` where the second order cannot be trusted, or every `picked` one.
@@ -38,7 +40,7 @@ def settle(library: Library, menu: Menu, scores: Scores, doubt: Doubt) -> tuple[
         known |= {swap: score["kl"]["mean"] for swap, score in found.items()}
         if len(known) >= MOST * len(menu.losses):
             break
-    return menu.with_losses(known), len(known)
+    return menu.with_losses(known), known
 
 
 def _asked(

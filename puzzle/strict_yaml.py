@@ -170,12 +170,18 @@ def _dotted(keys: Sequence[str | int]) -> str:
     return text.removeprefix(".")
 
 
+def _inside(kind: Any) -> Any:
+    """What a list, or a mapping, is of: `Phase` for tuple[Phase, ...] and for dict[str, Phase]."""
+    *_, last = (each for each in get_args(kind) if each is not ...)
+    return last
+
+
 def _model_at(model: type[StrictModel], keys: Sequence[str | int]) -> type[BaseModel]:
     """The model that holds the mapping at `keys`."""
     kind: Any = model
     for key in keys:
         fields = getattr(kind, "model_fields", None)
-        kind = fields[str(key)].annotation if fields else get_args(kind)[-1]
+        kind = fields[str(key)].annotation if fields else _inside(kind)
     assert isinstance(kind, type)
     assert issubclass(kind, BaseModel)
     return kind

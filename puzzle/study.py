@@ -7,7 +7,7 @@ from its own (mend.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -28,17 +28,19 @@ class Study:
         weights: Weights,
         options: Local,
         dtype: torch.dtype,
+        steps: int,
     ) -> None:
-        """Products are of `dtype` unless the options name another."""
+        """Products are of `dtype` unless the options name another; the rate is over in `steps`."""
         masters = {name: weight.float().clone() for name, weight in weights.items()}
-        self.module, self.options = built(masters).requires_grad_(), options
+        self.module, self.steps = built(masters).requires_grad_(), steps
+        self.learning_rate = options.learning_rate
         self.dtype = getattr(torch, options.dtype) if options.dtype else dtype
         self.optimizer = torch.optim.AdamW(self.module.parameters(), weight_decay=0.0)
 
     def learn(self, loss: Callable[[PuzzleLayer], torch.Tensor], step: int) -> None:
         """One step, of that number, down a loss of the module."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.options.learning_rate * rate(step, self.options.steps)
+            group["lr"] = self.learning_rate * rate(step, self.steps)
         with fast_products():
             with multiplied_in(self.dtype):
                 value = loss(self.module)
@@ -52,10 +54,9 @@ class Study:
         return {name: weight.detach().to(dtype, copy=True) for name, weight in state.items()}
 
 
-def batches(shape: Sequence[int], batch_tokens: int) -> Iterator[torch.Tensor]:
-    """Which of S sequences of T tokens make a batch, without end, reshuffled at every epoch."""
-    count, length = shape
-    size = min(count, max(1, batch_tokens // length))
+def batches(count: int, size: int) -> Iterator[torch.Tensor]:
+    """Which of so many sequences make a batch, without end, reshuffled at every epoch."""
+    size = min(count, size)
     generator = torch.Generator().manual_seed(0)
     order = torch.empty(0, dtype=torch.long)
     while True:

@@ -51,12 +51,17 @@ class Examination:
 
     @cached_property
     def tokens(self) -> torch.Tensor:
-        """The evaluation split [S, T]."""
+        """The evaluation split [S, T], or what a text has of it that has less."""
         source, length, count, seed = self.text
-        cut = mixed(
-            source, self.parent.tokenizer, length=length, tokens={"evaluation": count}, seed=seed
+        found = mixed(
+            source,
+            self.parent.tokenizer,
+            length=length,
+            tokens={"evaluation": count},
+            seed=seed,
+            at_most=True,
         )
-        return cut["evaluation"]
+        return found["evaluation"]
 
     @cached_property
     def reading(self) -> Reading:
@@ -88,6 +93,12 @@ def of_run(target: str | Path | Result, data: str | None, other: object) -> Exam
     library = Library(run, parent, config.distill.coupled)
     healed, child = (records.child(result.name, name) for name in ("healed", "child"))
     layers = [records.layer_of(child, layer) for layer in range(len(blocks))]
+    mendings = {run.fingerprint_of(name) for name in layers}
+    if len(mendings) > 1:
+        raise PuzzleError(
+            f"{run.folder} holds a child that is being mended anew; run `puzzle search` with "
+            f"budget {result.name} to its end first"
+        )
 
     def before() -> PreTrainedModel:
         mended = parent.outside_weights()
@@ -101,7 +112,7 @@ def of_run(target: str | Path | Result, data: str | None, other: object) -> Exam
 
     subjects = {
         "parent": Subject("parent", "", lambda: assemble(library, parent.blocks)),
-        "child": Subject(COLUMNS["child"], str(run.fingerprint_of(layers[0])), before),
+        "child": Subject(COLUMNS["child"], str(mendings.pop()), before),
         "healed": Subject(COLUMNS["healed"], str(run.fingerprint_of(healed)), after),
     }
     text = (data or config.data, config.sequence_length, config.tokens.evaluation, config.seed)

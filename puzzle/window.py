@@ -69,7 +69,9 @@ def windows(
     ceilings = config.ceiling.disk, config.ceiling.memory
     disk, memory = (ceiling.value if ceiling else math.inf for ceiling in ceilings)
     layers, token = parent.shape.layers, parent.shape.hidden_size * parent.dtype.itemsize
-    kept = texts["scoring"].numel() * token * (layers + 1 + config.score.samples * layers)
+    swept = 1 if config.choose.rounds == 1 else 2  # the parent, and a child that is looked around
+    streams = swept * (layers + 1) + config.score.samples * layers
+    kept = texts["scoring"].numel() * token * streams
     sequence = tokens.shape[1] * token
     fits = min(
         len(tokens),
@@ -79,7 +81,8 @@ def windows(
     count = math.ceil(len(tokens) / fits)
     inputs = fingerprint(traced, digest(tokens), count)
     size = max(1, PART_TOKENS // tokens.shape[1])
-    room_bytes = max(0.0, memory * (1 - SHARE) - _taken(parent.shape, config.distill.batch_tokens))
+    batch_tokens = config.distill.batch(tokens.shape[1]) * tokens.shape[1]
+    room_bytes = max(0.0, memory * (1 - SHARE) - _taken(parent.shape, batch_tokens))
 
     def window(index: int, sequences: torch.Tensor) -> Window:
         name = f"calibration/w{index:03}.p"

@@ -69,6 +69,7 @@ def test_export_writes_for_an_engine_and_check_looks_at_it(run, result: Result, 
     code, out, _ = run("check", tmp_path / "child")
     assert code == 0
     assert any(line.split() == ["vLLM", "yes"] for line in out.splitlines())
+    assert "yes, as the GGUF file of puzzle export --for llama.cpp" in out
     code, out, _ = run(*words, "llama.cpp")
     assert code == 0
     assert Path(out.strip()) == result.checkpoint.with_name("child.gguf")
@@ -117,10 +118,19 @@ def test_a_problem_of_your_own_is_solved_or_refused(run, tmp_path) -> None:
         (["evaluate", "embedded", "--tasks", "nowhere.yaml"], "no file nowhere.yaml"),
         (["evaluate", "{tmp}", "--parent", "embedded"], "has no config.json"),
         (["status", "{tmp}"], "there is no run in"),
+        (["search", "--set", "heal.schedule=[{shares: 1}]"], "did you mean 'share'?"),
+        (["solve", "--problem", "{latin}"], "is not UTF-8 text"),
+        (["estimate", "--model", "llama-3.1-8b", "--hardware", ""], "--hardware is empty"),
+        (["profile", "--model", "llama-3.1-8b", "--out", "t", "--batches", "0"], "above 0"),
+        (["profile", "--model", "{child}", "--out", "t"], "is a child; profile its parent"),
     ],
 )
-def test_bad_input_is_one_sentence_and_exit_code_2(run, tmp_path, words, sentence) -> None:
-    code, _, err = run(*(word.replace("{tmp}", str(tmp_path)) for word in words))
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    run, result: Result, tmp_path, words, sentence
+) -> None:
+    (tmp_path / "latin.json").write_bytes(b"\xe9")
+    places = {"tmp": tmp_path, "latin": tmp_path / "latin.json", "child": result.checkpoint}
+    code, _, err = run(*(word.format(**places) if word[:1] == "{" else word for word in words))
     assert code == 2
     assert sentence in err
     assert "Traceback" not in err

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 import transformers
 
 from puzzle import evaluate as puzzle_evaluate
-from puzzle import harness
+from puzzle import harness, records
 from puzzle.assemble import assemble
 from puzzle.compare import Comparison
 from puzzle.comparison import Cell
@@ -26,6 +28,7 @@ from puzzle.needle import DEPTHS, NUMBERS, hidden_number, needles
 from puzzle.parent import open_parent
 from puzzle.result import Result, open_result
 from puzzle.run import Run
+from puzzle.subjects import of_checkpoints
 
 TASK = """
 task: definitions
@@ -94,6 +97,25 @@ def test_a_child_that_is_only_chosen_is_not_compared(result: Result, tmp_path: P
         run.write_text(name, (result.run.folder / name).read_text())
     with pytest.raises(PuzzleError, match="chosen a child for budget h100-1gpu but not healed it"):
         puzzle_evaluate(run.folder)
+
+
+def test_a_child_that_is_being_mended_anew_is_not_compared(result: Result, tmp_path: Path) -> None:
+    run = Run(shutil.copytree(result.run.folder, tmp_path / "run"))
+    layer = records.layer_of(records.child(result.name, "child"), 0)
+    run.save_tensors(layer, run.load_tensors(layer), "of another mending")
+    with pytest.raises(PuzzleError, match="is being mended anew; run `puzzle search`"):
+        puzzle_evaluate(open_result(run.folder, result.name))
+
+
+def test_a_text_with_less_is_read_as_far_as_it_goes(tiny_parent: str, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("\n\n".join(f"paragraph {n} " * 400 for n in range(60)))
+    asked = of_checkpoints(
+        tiny_parent, tiny_parent, str(tmp_path / "short.txt"), tmp_path / "compared"
+    )
+    assert 0 < len(asked.tokens) < 16_384 // 256
+    (tmp_path / "short.txt").write_text("a word")
+    with pytest.raises(PuzzleError, match=r"give more text with --data$"):
+        _ = replace(asked).tokens
 
 
 def test_lengths_beyond_the_parents_positions_are_left_out_with_a_sentence(
@@ -237,6 +259,20 @@ def test_a_task_is_its_file_and_the_files_it_names(tmp_path: Path) -> None:
     data.write_text("second")
     assert len({tuple(without), tuple(first), tuple(harness.contents(str(path)))}) == 3
     assert harness.contents("hellaswag") == ["hellaswag"]
+
+
+def test_a_task_is_also_what_lies_beside_its_file(tmp_path: Path) -> None:
+    """Files it includes, and modules that its functions are of, however deep."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("include: base.yaml\ntask: mine\n")
+    (tmp_path / "base.yaml").write_text("doc_to_text: !function texts.question\n")
+    (tmp_path / "texts.py").write_text("first")
+    seen = {tuple(harness.contents(str(path)))}
+    for name in ("texts.py", "base.yaml"):
+        with (tmp_path / name).open("a") as file:
+            file.write("# second\n")
+        seen.add(tuple(harness.contents(str(path))))
+    assert len(seen) == 3
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from puzzle.config import Config, load_config
+from puzzle.config import Config, Local, load_config
 from puzzle.errors import PuzzleError
 
 TYPO = """\
@@ -125,3 +125,16 @@ def test_what_is_written_reads_back(write):
 def test_a_configuration_does_not_change():
     with pytest.raises(ValueError, match="frozen"):
         Config().seed = 1
+
+
+@pytest.mark.parametrize("length", [1, 250, 256, 384, 1100, 1536, 2048, 4096])
+@pytest.mark.parametrize("tokens", [0, 1, 2_047, 65_536, 98_304])
+def test_training_reads_the_tokens_it_was_given(tokens, length):
+    """Up to a batch, of sequences that are whole; never none of some."""
+    options = Local(tokens=tokens)
+    step = options.batch(length) * length
+    assert options.batch(length) == 1 or step <= options.batch_tokens
+    read = options.steps(length) * step
+    assert read in (
+        [0] if not tokens else [step] if tokens < step else range(tokens - step + 1, tokens + 1)
+    )

@@ -123,6 +123,37 @@ def test_messages_are_rendered_with_the_chat_template(
     assert list(documents(str(file), talking)) == RENDERED
     with pytest.raises(PuzzleError, match=r"holds messages, but .* no chat template; give `text`"):
         list(documents(str(file), tokenizer))
+    talking.chat_template = "{{ raise_exception('no system turns') }}"
+    with pytest.raises(
+        PuzzleError, match=r"[01]: the parent's chat template refuses it: no system"
+    ):
+        list(documents(str(file), talking))
+
+
+class Rows(list[dict[str, str]]):
+    """As far as a streamed dataset is used; rows come in their order, and how many came is seen."""
+
+    came = 0
+
+    def shuffle(self, *, seed: int, buffer_size: int) -> Rows:
+        return self
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        for row in super().__iter__():
+            type(self).came += 1
+            yield row
+
+
+def test_of_a_hub_dataset_as_much_is_read_as_is_needed(
+    monkeypatch: pytest.MonkeyPatch, tokenizer: Any
+) -> None:
+    rows = Rows([{"text": f"text {number} " * 40} for number in range(10_000)])
+    fake = types.SimpleNamespace(load_dataset=lambda *_, **__: rows)
+    monkeypatch.setitem(sys.modules, "datasets", fake)  # type: ignore[arg-type]
+    asked = {"calibration": 64, "scoring": 64}
+    found = splits("owner/texts", tokenizer, length=32, tokens=asked, seed=0)
+    assert {name: len(ids) for name, ids in found.items()} == {"calibration": 2, "scoring": 2}
+    assert 0 < Rows.came < 1_000
 
 
 def test_hub_datasets_are_streamed(monkeypatch: pytest.MonkeyPatch, tokenizer: Any) -> None:
@@ -130,7 +161,7 @@ def test_hub_datasets_are_streamed(monkeypatch: pytest.MonkeyPatch, tokenizer: A
         if name != "owner/texts":
             raise FileNotFoundError(f"no dataset {name}\nand a long story")
         assert options == {"split": "train", "streaming": True}
-        return iter([{"text": "from the hub"}])
+        return Rows([{"text": "from the hub"}])
 
     fake = types.SimpleNamespace(load_dataset=load_dataset)
     monkeypatch.setitem(sys.modules, "datasets", fake)  # type: ignore[arg-type]

@@ -121,6 +121,16 @@ class Largest(TorchDispatchMode):
         return made
 
 
+def test_without_gradients_none_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    student, teacher = ends(64, (8, 8), 50)
+    text = Text.of(torch.zeros(4, 16, dtype=torch.long), torch.full((4,), 1 / 64))
+    wanted, _ = head_loss(student, teacher, text, Factors())
+    monkeypatch.setattr(losses, "_add_product", None)
+    with torch.no_grad():
+        found, _ = head_loss(student, teacher, text, Factors())
+    assert torch.equal(found, wanted)
+
+
 def test_no_tensor_grows_with_the_vocabulary(monkeypatch: pytest.MonkeyPatch) -> None:
     """But the head and its gradient: 4096 tokens, where dense logits are 16 times ROOM."""
     monkeypatch.setattr(losses, "ROOM", 2**18)

@@ -306,6 +306,14 @@ def test_every_cut_is_within_a_twentieth_of_the_target(
         assert set(asked) == {0}
 
 
+def test_qwen2_is_cut_where_its_hidden_size_still_says_the_size_of_a_head() -> None:
+    """vLLM reads hidden size / heads; with two KV heads, as Qwen2.5-1.5B has them."""
+    whole = Cut(1536, 12, 2, 8960, tuple(range(28)))
+    cuts = list(Grid(whole, "qwen2", ("width", "depth")).cuts(8))
+    assert {cut.hidden_size / cut.heads for cut in cuts} == {128}
+    assert len({cut.heads for cut in cuts}) > 3
+
+
 def test_a_cut_is_as_large_as_its_tensors(dense: str, checkpoints: dict[str, Path]) -> None:
     parent = Parent(checkpoints[dense], dense)
     cut = replace(Cut.whole(parent.shape), hidden_size=48, heads=2, intermediate_size=40)

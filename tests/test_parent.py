@@ -13,7 +13,7 @@ from tiny import tiny_model
 
 from puzzle.errors import PuzzleError
 from puzzle.modules import build_model, load
-from puzzle.parent import Parent, open_parent
+from puzzle.parent import Parent, checkpoint_print, open_parent
 
 
 def test_parent_blocks_reassembled_give_its_logits_bit_for_bit(
@@ -59,6 +59,17 @@ def test_nan_in_weights_names_the_tensor(checkpoints: dict[str, Path], tmp_path:
     save_file(tensors, file, {"format": "pt"})
     with pytest.raises(PuzzleError, match=rf"{name} holds 3 NaN or infinite values of 6144"):
         open_parent(str(tmp_path / "broken")).layer(1)
+
+
+@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\n", b"", b"{"])
+def test_weights_that_did_not_come_say_so(
+    content: bytes, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(checkpoints["llama"], tmp_path / "torn")
+    (tmp_path / "torn" / "model.safetensors").write_bytes(content)
+    for read in (open_parent, lambda name: checkpoint_print(Path(name), torch.float32)):
+        with pytest.raises(PuzzleError, match=r"model\.safetensors is cut off, or only a pointer"):
+            read(str(tmp_path / "torn"))
 
 
 def test_a_missing_tokenizer_says_what_to_add(checkpoints: dict[str, Path]) -> None:

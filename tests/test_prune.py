@@ -54,6 +54,9 @@ def test_the_target_is_kept_by_the_best_of_the_finalists(pruned: Pruned, tiny_pa
 def test_the_checkpoint_is_one_of_transformers_own(pruned: Pruned, tiny_parent: str) -> None:
     model = transformers.AutoModelForCausalLM.from_pretrained(pruned.checkpoint)
     assert type(model) is transformers.LlamaForCausalLM
+    fields = json.loads((pruned.checkpoint / "config.json").read_text())
+    assert fields["rope_theta"] == model.config.rope_parameters["rope_theta"]
+    assert fields["torch_dtype"] == fields["dtype"]
     assert model.dtype == torch.float32  # as the parent's
     assert Cut.whole(open_parent(str(pruned.checkpoint)).shape).layers == tuple(
         range(len(pruned.cut.layers))
@@ -235,7 +238,9 @@ def test_the_command_prints_the_table_and_where_the_checkpoint_is(
         (["--target", "much"], "expected a multiple of the parent's like 0.75x"),
         (["--of", "latency"], "prune.of=latency"),
         (["--axes", "length"], "prune.axes=[length]"),
-        (["--set", "costs={table}"], "times of one hidden size and number of heads"),
+        (["--set", "costs={table}"], "mine.csv holds times of one hidden size"),
+        (["--set", "costs=roofine"], "'roofine'"),
+        (["--set", "sequence_length=1024"], "sequence_length is 1024, the parent has 512"),
         (["--set", "teacher=embedded"], "prune learns from the model that it prunes"),
     ],
 )

@@ -15,6 +15,7 @@ from puzzle import corpus
 from puzzle import sample as module
 from puzzle.cli import main
 from puzzle.errors import PuzzleError
+from puzzle.result import Result
 from puzzle.sample import draw, sample
 
 START, OTHER = 3, 5
@@ -141,3 +142,8 @@ def test_another_models_file_is_not_gone_on_with(tiny_parent: str, tmp_path: Pat
         ):
             sample(tiny_parent, tmp_path / "own.jsonl", 10)
         assert (tmp_path / "own.jsonl").read_text() == line + "\n"
+
+
+@pytest.mark.usefixtures("small")
+def test_a_child_writes_too(result: Result, tmp_path: Path) -> None:
+    assert sample(str(result.checkpoint), tmp_path / "own.jsonl", 10) >= 10

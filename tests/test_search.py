@@ -130,6 +130,37 @@ def test_a_new_budget_on_an_old_run_chooses_again_and_trains_nothing(
     assert open_result(folder).name == "looser"
 
 
+def test_a_child_that_is_only_chosen_shows_no_quality_of_the_one_before(
+    result: Result, tmp_path: Path
+) -> None:
+    """The budget changes under its name; chosen back, the first child has its numbers again."""
+    folder, budget = tmp_path / "run", tmp_path / "h100-1gpu.yaml"
+    shutil.copytree(result.run.folder, folder)
+    text = "hardware: h100-sxm\nworkload: {prompt_tokens: 200, new_tokens: 56, batches: [64]}\n"
+    budget.write_text(text + "targets: {throughput: 1.2x}\n")
+    again = solve(folder, str(budget))
+    assert again.architecture != result.architecture
+    assert again.value("KL to the parent", "parent") == pytest.approx(0, abs=1e-6)
+    assert again.table[["child", "child, healed"]].loc["KL to the parent"].isna().all()
+    assert "evaluation text" not in again.reason()
+    assert "checkpoint" not in again.summary()
+    back = solve(folder, "h100-1gpu")
+    assert back.formatted().equals(result.formatted())
+    assert back.summary() == result.summary().replace(str(result.run.folder), str(folder))
+
+
+def test_texts_and_types_that_do_not_go_together_are_refused(
+    tiny_parent: str, tmp_path: Path
+) -> None:
+    for settings, sentence in (
+        (["sequence_length=512"], "sequence_length is 512, the parent has 256 positions"),
+        (["dtype=bfloat16", "mend.dtype=float32"], "mend.dtype is float32 where dtype"),
+        (["dtype=bfloat16", "distill.dtype=float32"], "distill.dtype is float32 where dtype"),
+    ):
+        with pytest.raises(PuzzleError, match=sentence):
+            search(tiny_parent, out=tmp_path / "run", settings=settings)
+
+
 def test_killed_at_any_record_and_run_again_it_makes_the_same_child(
     result: Result, tiny_parent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,6 +278,10 @@ def test_the_result_says_which_scores_are_exact_and_which_are_in_doubt(
     library = Library(result.run, open_parent(result.architecture.parent))
     swap = Swap(2, (result.architecture.blocks[2],))
     known = exact(library, [swap])[swap]["kl"]["mean"]
+    assert result.scores["exact"].isna().all()  # the choice did without
+    place = records.exact(swap.layer, swap.blocks)
+    monkeypatch.setitem(result.solution, "exact", {place: known})
+    del result.scores
     rows = result.scores
     chosen = rows[rows["chosen"] & (rows["layer"] == 2)]
     assert list(chosen["exact"]) == [known]

@@ -20,7 +20,8 @@ TEXTS = {
     "scoring": torch.zeros(2, 24, dtype=torch.long),
 }
 SEQUENCE = 24 * 64 * 4 * 4  # bytes of one sequence's streams at the 4 places of 3 layers
-KEPT = 2 * 24 * 64 * 4 * (4 + 4 * 3)  # of the scoring text: streams, and gradients of 4 draws
+# of the scoring text: streams of the parent and of a child, and gradients of 4 draws
+KEPT = 2 * 24 * 64 * 4 * (2 * 4 + 4 * 3)
 
 
 @pytest.fixture
@@ -46,6 +47,12 @@ def test_windows_keep_the_disk_ceiling_and_lose_nothing(
     assert [step for window in found for step in window.share(7)] == list(range(7))
 
 
+def test_a_search_that_looks_around_no_child_keeps_no_streams_of_one(parent: Parent) -> None:
+    ceiling = f"ceiling.disk={KEPT} B"
+    one = 2 * 24 * 64 * 4 * 4  # streams of the scoring text
+    assert len(cut(parent, ceiling, "choose.rounds=1")) == -(-20 // (one // SEQUENCE))
+
+
 def test_a_memory_ceiling_cuts_windows_and_leaves_room_to_train(parent: Parent) -> None:
     one = 24 * 64 * 4 * 6 * 4  # six streams of a sequence are a quarter of it
     assert len(cut(parent, f"ceiling.memory={5 * one} B")) == 4
@@ -63,7 +70,7 @@ def test_too_low_a_ceiling_says_what_is_needed(parent: Parent) -> None:
 
 def test_a_search_in_windows_deletes_what_it_consumed(tiny_parent: str, tmp_path: Path) -> None:
     """Three windows and one piece in training at a time; running again traces nothing again."""
-    streams, kept = 32 * 64 * 4 * 4, 8 * 32 * 64 * 4 * (4 + 2 * 3)
+    streams, kept = 32 * 64 * 4 * 4, 8 * 32 * 64 * 4 * (2 * 4 + 2 * 3)
     ceilings = [f"ceiling.disk={kept + 12 * streams} B", "ceiling.memory=4 MiB"]
     settings = [*SETTINGS, *ceilings]
     found = search(tiny_parent, out=tmp_path / "run", settings=settings)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from puzzle.cli.options import ConfigFile, Settings
 from puzzle.cli.tables import print_rows
 
 
@@ -49,14 +50,18 @@ def profile(
     workload: Annotated[str, typer.Option(help="Prompt/new tokens.")] = "200/56",
     batches: Annotated[str, typer.Option(help="Requests at once.")] = "1,4,16",
     dtype: Annotated[str, typer.Option(help="Of weights and cache.")] = "float32",
+    config: ConfigFile = None,
+    settings: Settings = None,
     plan: Annotated[bool, typer.Option("--plan", help="Only say what would be timed.")] = False,
 ) -> None:
-    """Time every half layer of the space on this machine, as a table of costs."""
+    """Time every half layer of a search's space on this machine, as a table of costs."""
+    from puzzle.config import load_config
     from puzzle.hardware.estimate import workload_of
     from puzzle.hardware.profile import AGAIN, STEADY, Profile, batches_of, device_name
 
     asked = workload_of(workload, dtype, batches_of(batches))
-    wanted = Profile(model, asked, out)
+    search = load_config(config, settings or ())
+    wanted = Profile(model, asked, out, search.space, search.target)
     if not plan:
         typer.echo(f"{wanted.run()} timings of {device_name()} in {out}")
         if unsteady := wanted.unsteady():

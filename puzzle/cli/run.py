@@ -9,7 +9,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from puzzle.cli.options import BudgetSource, ChildBudget, DataSource, OutFolder, RunFolder
+from puzzle.cli.options import (
+    BudgetSource,
+    ChildBudget,
+    ConfigFile,
+    DataSource,
+    OutFolder,
+    RunFolder,
+    Settings,
+)
 from puzzle.cli.tables import print_result
 from puzzle.errors import PuzzleError
 
@@ -20,10 +28,8 @@ def search(
     data: DataSource = None,
     budget: BudgetSource = None,
     out: OutFolder = None,
-    config: Annotated[Path | None, typer.Option(help="A YAML file of settings.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="One setting, like distill.tokens=65536.")
-    ] = None,
+    config: ConfigFile = None,
+    settings: Settings = None,
 ) -> None:
     """Derive a child: trace, distill, score, choose, heal, evaluate, export, report.
 
@@ -65,6 +71,8 @@ def _solve_problem(path: Path) -> None:
         solution = solve_problem(problem)
     except OSError as error:
         raise PuzzleError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise PuzzleError(f"{path} is not UTF-8 text; a problem is a JSON file") from None
     except ProblemError as error:
         raise PuzzleError(f"{path}: {error}") from None
     typer.echo(solution)

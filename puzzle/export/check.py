@@ -19,8 +19,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 
 from puzzle.errors import PuzzleError
+from puzzle.export.gguf import check_writable
+from puzzle.export.register import register
 from puzzle.export.targets import refusal
 from puzzle.modules import Weights, load
 from puzzle.nemotron_nas import MODEL_TYPE, blocks_of
@@ -52,8 +55,8 @@ def check(folder: str | Path) -> Iterator[tuple[str, str]]:
         raise PuzzleError(f"{folder} is no checkpoint that Puzzle wrote; puzzle export makes one")
     fields = json.loads((path / "config.json").read_text())
     yield "Hugging Face", _measured(path, fields)
-    yield "vLLM", _verdict("vllm", fields)
-    yield "llama.cpp", _verdict("llama.cpp", fields)
+    yield "vLLM", _verdict("vllm", fields) or "yes"
+    yield "llama.cpp", _verdict("llama.cpp", fields) or _gguf(path)
     yield "TensorRT-LLM, SGLang", _others(fields)
 
 
@@ -102,13 +105,23 @@ def _loaded_logits(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _verdict(target: Any, fields: dict[str, Any]) -> str:
-    """Whether an engine takes the blocks as they are written."""
+    """Why an engine does not take the blocks as they are written; empty where it does."""
     if fields["model_type"] != MODEL_TYPE:
         return f"no: models of type {fields['model_type']} load in Hugging Face alone"
     for layer, block in enumerate(blocks_of(fields)):
         if reason := refusal(target, layer, block):
             return f"no: layer {layer} holds {block}, and {reason}; puzzle export --for {target}"
-    return "yes" if target == "vllm" else "yes, as the GGUF file of puzzle export --for llama.cpp"
+    return ""
+
+
+def _gguf(folder: Path) -> str:
+    """Whether the tokenizer and the positions have a place in a GGUF file, too."""
+    register()
+    try:
+        check_writable(folder, AutoConfig.from_pretrained(folder))
+    except PuzzleError as error:
+        return f"no: {error}"
+    return "yes, as the GGUF file of puzzle export --for llama.cpp"
 
 
 def _others(fields: dict[str, Any]) -> str:

@@ -80,7 +80,7 @@ def write_checkpoint(
     layout = tensor_layout(config, blocks)
     stored = _fit(child.weights, layout)
     with replacing(folder, sum(map(tensor_bytes, layout.values()))) as new:
-        _write_json(new / "config.json", _config_json(config, blocks))
+        write_json(new / "config.json", _config_json(config, blocks))
         write_weights(new, stored, layout)
         copy_parent_files(parent, new)
         for path in CODE_FILES:
@@ -158,7 +158,7 @@ def _config_json(parent_config: Any, blocks: tuple[Block, ...]) -> dict[str, Any
     dtype = str(stored_dtype(config)).removeprefix("torch.")
     return {
         **fields,
-        **_legacy_rope(config.rope_parameters),
+        **legacy_rope(config.rope_parameters),
         "architectures": [model_name],
         "auto_map": {
             "AutoConfig": f"configuration_puzzle.{config_name}",
@@ -191,7 +191,7 @@ def _ffn_entry(config: Any, block: Block, entry: dict[str, Any]) -> dict[str, An
     return fields
 
 
-def _legacy_rope(rope: dict[str, Any]) -> dict[str, Any]:
+def legacy_rope(rope: dict[str, Any]) -> dict[str, Any]:
     """`rope_theta`, `rope_scaling` and `partial_rotary_factor` as transformers 4 named them."""
     outside = ("rope_theta", "partial_rotary_factor")
     scaling = {key: value for key, value in rope.items() if key not in outside}
@@ -211,7 +211,7 @@ def write_weights(
         shutil.copymode(folder / "config.json", folder / file)  # safetensors shuts others out
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        _write_json(folder / "model.safetensors.index.json", index)
+        write_json(folder / "model.safetensors.index.json", index)
 
 
 def copy_parent_files(parent: Parent, folder: Path) -> None:
@@ -225,7 +225,7 @@ def copy_parent_files(parent: Parent, folder: Path) -> None:
         GenerationConfig.from_model_config(parent.config).save_pretrained(folder)
 
 
-def _write_json(path: Path, data: Any) -> None:
+def write_json(path: Path, data: Any) -> None:
     """Write JSON as people read it."""
     path.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n")
 

@@ -79,7 +79,7 @@ def write_gguf(path: Path, child: Child, folder: Path) -> Path:
 def check_writable(folder: Path, config: Any) -> None:
     """PuzzleError where children of this parent would have no place in a GGUF file."""
     read_vocabulary(folder, config.vocab_size)
-    rope_factors(config)
+    _check_scaling(config.rope_parameters)
 
 
 def _library() -> Any:
@@ -177,15 +177,19 @@ def _interleaved(rows: torch.Tensor, config: Any) -> torch.Tensor:
 def rope_factors(config: Any) -> torch.Tensor:
     """What the plain rotary frequencies are divided by [head_dim / 2]; 1 where not scaled."""
     rope = config.rope_parameters
+    _check_scaling(rope)
+    scaled = rotary(child_config(config, [])).get_buffer("inv_freq").double()
+    exponents = torch.arange(len(scaled), dtype=torch.float64) / len(scaled)
+    return (rope["rope_theta"] ** -exponents / scaled).float().round(decimals=6)
+
+
+def _check_scaling(rope: dict[str, Any]) -> None:
     kind = rope.get("rope_type", "default")
     if kind not in SCALINGS:
         raise PuzzleError(
             f"the rotary scaling {kind!r} has no place in a GGUF file of this kind, only "
             f"{', '.join(SCALINGS)} have; export --for hf"
         )
-    scaled = rotary(child_config(config, [])).get_buffer("inv_freq").double()
-    exponents = torch.arange(len(scaled), dtype=torch.float64) / len(scaled)
-    return (rope["rope_theta"] ** -exponents / scaled).float().round(decimals=6)
 
 
 def _write_tensor(writer: Any, name: str, tensor: torch.Tensor, gguf: Any) -> None:

@@ -106,7 +106,8 @@ def estimate(
 def _machine(hardware: str) -> tuple[int, str]:
     """How many GPUs, and of which device."""
     match = re.fullmatch(r"(?:([1-9]\d*) ?x ?)?(.+)", hardware.strip())
-    assert match
+    if not match:
+        raise PuzzleError("--hardware is empty; give a device like h100-sxm, or 8xh100-sxm")
     return int(match[1] or 1), match[2]
 
 

@@ -126,7 +126,7 @@ def _warn_unmeasured(origins: dict[tuple[int, str], frozenset[str]], table: str)
         warnings.warn(
             f"{table} does not time all of {len(lacking)} blocks, {lacking[0]} for one; the data "
             "sheet prices the rest, which may come out far too cheap: run puzzle profile on it "
-            "again, which times what is missing",
+            "again with the --config and --set of this search, which times what is missing",
             stacklevel=3,
         )
 

@@ -6,7 +6,6 @@ and started again; what the table holds is not timed twice.
 
 from __future__ import annotations
 
-import platform
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +16,9 @@ from puzzle.blocks.variant import Block
 from puzzle.budget import Workload
 from puzzle.config import Space
 from puzzle.errors import PuzzleError
+from puzzle.export.targets import Target, served
 from puzzle.hardware.devices import Device
-from puzzle.hardware.here import here
+from puzzle.hardware.here import here, processor
 from puzzle.hardware.kernels import Roofline
 from puzzle.hardware.modeled import Modeled
 from puzzle.hardware.published import config_of, model
@@ -44,14 +44,17 @@ class Profile:
     workload: Workload  # its batches are timed, at its prompt's and its full length
     table: Path
     space: Space = field(default_factory=Space)
+    target: Target = "hf"  # whose form of the blocks is timed
 
     def cases(self) -> list[Case]:
         """Every half, phase, batch and length; outside the layers first."""
         from puzzle.hardware.measure import Case
 
         _, blocks = model(self.name)
-        spaces = layer_blocks(blocks, self.space, "hf")
-        parts = dict.fromkeys(part for layer in spaces for b in layer for part in halves(b))
+        family = config_of(self.name)["model_type"]
+        space = layer_blocks(blocks, self.space, self.target)
+        held = (served(family, block, self.target) for layer in space for block in layer)
+        parts = dict.fromkeys(part for block in held for part in halves(block))
         work = self.workload
         lengths = {
             "prefill": [work.prompt_tokens],
@@ -113,6 +116,7 @@ class Profile:
         return len(missing) - len(self.missing())
 
     def _time(self, cases: Sequence[Case]) -> None:
+        self.table.parent.mkdir(parents=True, exist_ok=True)
         known = read_table(self.table) if self.table.exists() else []
         places = {(_setting(timing), _key_of(timing)): i for i, timing in enumerate(known)}
         for timing in track(self._timed(cases), "profile", len(cases)):
@@ -164,14 +168,7 @@ def device_name() -> str:
 
     if _torch_device() == "cuda":
         return torch.cuda.get_device_name()
-    return f"{_processor()}, {torch.get_num_threads()} threads"
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return f"{processor()}, {torch.get_num_threads()} threads"
 
 
 def _torch_device() -> str:
@@ -190,6 +187,8 @@ def transformers_config(name: str) -> Any:
     from transformers import AutoConfig
 
     fields = config_of(name)
+    if "block_configs" in fields:
+        raise PuzzleError(f"{name} is a child; profile its parent, whose table prices both")
     return AutoConfig.for_model(fields["model_type"], **_without(fields, "model_type", "source"))
 
 
@@ -232,6 +231,9 @@ def _expected(source: Modeled, case: Case, work: Workload) -> Timed:
 def batches_of(text: str) -> Sequence[int]:
     """Read `1,4,16`."""
     try:
-        return [int(word) for word in text.split(",")]
+        batches = [int(word) for word in text.split(",")]
     except ValueError:
-        raise PuzzleError(f"batches {text!r} are not whole numbers, like 1,4,16") from None
+        batches = []
+    if not batches or min(batches) < 1:
+        raise PuzzleError(f"batches {text!r} are not whole numbers above 0, like 1,4,16")
+    return batches

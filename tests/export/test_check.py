@@ -29,8 +29,18 @@ def test_a_folder_is_loaded_and_every_engine_has_its_verdict(
         "no: layer 1 holds linear+ffn256, and vLLM knows no linear map in place of a half; "
         "puzzle export --for vllm"
     )
-    assert found["llama.cpp"].startswith("yes, as the GGUF file")
+    assert found["llama.cpp"].startswith("no: ")
+    assert "has no tokenizer.json" in found["llama.cpp"]
     assert dict(check(write(tmp_path / "b", parent, "gqa2+ffn96")))["vLLM"] == "yes"
+
+
+def test_a_tokenizer_that_gguf_cannot_say_is_said_here_too(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    parent = Parent(checkpoints["llama"], "llama")
+    folder = write(tmp_path / "a", parent, "gqa2+ffn96")
+    (folder / "tokenizer.json").write_text('{"model": {"type": "Unigram"}, "added_tokens": []}')
+    assert "a tokenizer of type Unigram" in dict(check(folder))["llama.cpp"]
 
 
 def test_other_families_load_in_hugging_face_alone(

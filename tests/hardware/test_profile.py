@@ -11,6 +11,7 @@ from puzzle.blocks.variant import Block
 from puzzle.config import Space
 from puzzle.errors import PuzzleError
 from puzzle.export.modeling_puzzle import CACHE, layer_masks
+from puzzle.export.targets import ZERO_WIDTH
 from puzzle.hardware import here, measure
 from puzzle.hardware.devices import device
 from puzzle.hardware.estimate import estimate, workload_of
@@ -59,11 +60,17 @@ def profile(config, tmp_path):
 def test_every_half_is_timed_in_both_phases_at_every_batch(profile):
     cases = profile.cases()
     halves = {str(case.half) for case in cases}
-    assert halves == {
-        *("None", "gqa2+noop", "linear+noop", "noop+ffn96", "noop+ffn48"),
-    }
-    assert len(cases) == len(set(cases)) == 5 * 2 * (1 + 2)  # prefill at 8, decode at 9 and 12
+    assert halves == {"None", "gqa2+noop", "linear+noop", "noop+ffn256"}  # as DeciLM pads both
+    assert len(cases) == len(set(cases)) == 4 * 2 * (1 + 2)  # prefill at 8, decode at 9 and 12
     assert {(c.phase, c.length) for c in cases} == {("prefill", 8), ("decode", 9), ("decode", 12)}
+
+
+def test_what_an_engine_gets_is_timed(config, tmp_path):
+    """llama.cpp has an FFN in every layer, if one of no size to speak of."""
+    space = SPACE.model_copy(update={"ffn": (*SPACE.ffn, "noop")})
+    asked = workload_of("8/4", "float32", [1])
+    found = Profile(str(config), asked, tmp_path / "t.csv", space, "llama.cpp").cases()
+    assert f"noop+ffn{ZERO_WIDTH}" in {str(case.half) for case in found}
 
 
 def test_a_table_is_written_gone_on_with_and_priced_from(profile, config):
@@ -227,9 +234,13 @@ def test_the_head_is_read_once_for_all_prompts(config):
     assert torch.ops.aten.bmm.default not in {op for op, _ in products}
 
 
-def test_this_processor_is_a_device():
+def test_this_processor_is_a_device_that_stays_as_it_was_measured(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     here.here.cache_clear()
     found = device("cpu-here")
+    monkeypatch.setattr(here, "measured", None)
+    here.here.cache_clear()
+    assert device("cpu-here") == found
     assert found.bytes_per_s > 1e8
     assert found.gemm_flops_per_s("float32") > 1e8
     assert 0 < found.launch_s < 1e-2

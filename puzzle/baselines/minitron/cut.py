@@ -19,6 +19,9 @@ from puzzle.shape import Shape
 
 # families whose configuration wants the hidden size to be a multiple of the heads, whatever theirs
 WHOLE_HEADS = {"llama"}
+HIDDEN_BY_HEADS = {
+    "qwen2"
+}  # families of which vLLM takes hidden size / heads for the size of a head
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,10 @@ class Cut:
             f".ffn{self.intermediate_size}.layers{layers}"
         )
 
-    def fits(self, family: str) -> bool:
-        """Whether models of a family can have these sizes."""
+    def fits(self, family: str, whole: Cut) -> bool:
+        """Whether models of a family can have these sizes, with the heads of the whole."""
+        if family in HIDDEN_BY_HEADS:
+            return self.hidden_size * whole.heads == whole.hidden_size * self.heads
         return family not in WHOLE_HEADS or self.hidden_size % self.heads == 0
 
     def config(self, parent_config: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from puzzle.baselines.minitron.cut import Cut
+from puzzle.baselines.minitron.cut import HIDDEN_BY_HEADS, Cut
 from puzzle.errors import PuzzleError
 
 NEAR = 0.05
@@ -38,11 +38,13 @@ class Grid:
             ffn = _parts(whole.intermediate_size, 2 * steps, 0)  # it costs least to cut finely
             heads += [(fewer, groups) for fewer in _parts(each, HEAD_STEPS, SMALLEST)[1:]]
             heads += [(each, fewer) for fewer in _parts(groups, HEAD_STEPS, SMALLEST)[1:]]
+        if self.family in HIDDEN_BY_HEADS:
+            hidden = [whole.hidden_size * queries * keys // whole.heads for queries, keys in heads]
         fewest = max(2, math.ceil(SMALLEST * layers)) if "depth" in self.axes else layers
         for count in range(layers, min(layers, fewest) - 1, -1):
             for size, width, (queries, keys) in product(hidden, ffn, heads):
                 cut = Cut(size, queries * keys, keys, width, whole.layers[:count])
-                if cut.fits(self.family):
+                if cut.fits(self.family, whole):
                     yield cut
 
 

@@ -69,7 +69,8 @@ def prune(
 def _prune(run: Run, config: Config) -> Pruned:
     parent = open_parent(config.model, config.dtype)
     check_dense(parent)
-    check_costs(config)
+    config.check(parent.shape.max_positions)
+    check_costs(parent, config)
     if config.teacher:
         raise PuzzleError("prune learns from the model that it prunes; leave out teacher")
     if here().world > 1:

@@ -10,9 +10,11 @@ from puzzle.baselines.minitron.cut import Cut
 from puzzle.config import Heal
 from puzzle.export.checkpoint import (
     copy_parent_files,
+    legacy_rope,
     replacing,
     stored_dtype,
     tensor_bytes,
+    write_json,
     write_weights,
 )
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
@@ -49,6 +51,10 @@ def write_pruned(folder: Path, parent: Parent, cut: Cut, weights: Weights) -> Pa
     size = sum(map(tensor_bytes, layout.values()))
     with replacing(folder, size, mark=MARK) as new:
         config.save_pretrained(new)
+        path = new / "config.json"
+        written = json.loads(path.read_text())
+        older = {"torch_dtype": written["dtype"], **legacy_rope(config.rope_parameters)}
+        write_json(path, written | older)  # for readers that follow transformers 4
         write_weights(new, weights, layout)
         copy_parent_files(parent, new)
         mark = {"parent": parent.name, "cut": str(cut), "layers": cut.layers}

@@ -46,13 +46,19 @@ def size_in(parent: Parent, config: Config) -> Callable[[Cut], float]:
     return size
 
 
-def check_costs(config: Config) -> None:
-    """PuzzleError where times come from a table: it knows one shape, and pruning makes others."""
-    if Path(config.costs).is_file() and "width" in config.prune.axes:
+def check_costs(parent: Parent, config: Config) -> None:
+    """PuzzleError where the budget cannot be priced for the parent and for what is cut from it.
+
+    A table of times knows one shape, and pruning by width makes others.
+    """
+    table = config.costs == "measured" or Path(config.costs).is_file()
+    if table and "width" in config.prune.axes:
         raise PuzzleError(
             f"{config.costs} holds times of one hidden size and number of heads, which pruning "
             "by width changes; leave out costs, take roofline or public, or prune.axes=[depth]"
         )
+    budget = load_budget(config.budget)
+    reference_of(parent.shape, budget, cost_source(config.costs, parent.shape, budget))
 
 
 def target_of(config: Config, whole: float) -> float:
