@@ -322,3 +322,17 @@ def test_a_checkpoint_that_takes_long_to_write_is_written_less_often(
     assert 0 < saved.took_s <= time.monotonic() - begin
     saved.took_s = 10.0
     assert [due_after(seconds) for seconds in (199, 201)] == [False, True]
+
+
+def test_a_checkpoint_is_read_into_memory_not_onto_the_device_that_trains(tmp_path: Path) -> None:
+    """Beside parameters and moments a GPU may have no room for them a second time."""
+    kept = checkpoints.Checkpoints(Run(tmp_path), "training", "inputs")
+    model = torch.nn.Linear(3, 2)
+    kept.keep(model, 7)
+    with torch.device("meta"):
+        (part,) = kept._read(kept._best(7))
+    assert {tensor.device.type for tensor in part.values()} == {"cpu"}
+    with torch.no_grad():
+        other = torch.nn.Linear(3, 2)
+        kept.recall(other, 7)
+    assert torch.equal(other.weight, model.weight)
