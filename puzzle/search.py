@@ -220,8 +220,9 @@ def _make_child(
             "parent": (made, parent.blocks, lambda: whole),
             "child": (inputs, choice.blocks, lambda: child),
             "healed": (
-                *(course.inputs, choice.blocks),
-                lambda: from_weights(library, blocks, healed),
+                course.inputs,
+                choice.blocks,
+                partial(from_weights, library, blocks, healed),
             ),
         }
         if plain:

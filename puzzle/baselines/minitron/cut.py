@@ -19,9 +19,8 @@ from puzzle.shape import Shape
 
 # families whose configuration wants the hidden size to be a multiple of the heads, whatever theirs
 WHOLE_HEADS = {"llama"}
-HIDDEN_BY_HEADS = {
-    "qwen2"
-}  # families of which vLLM takes hidden size / heads for the size of a head
+# families of which vLLM takes hidden size / heads for the size of a head
+HIDDEN_BY_HEADS = {"qwen2"}
 
 
 @dataclass(frozen=True)
