@@ -30,7 +30,7 @@ SPACE = Space(
 SCALE = Scale(
     384, 42 * 384, 528 * 384, own=True, samples=4, distilled=294_912, dtype=DTYPE, mending=3
 )
-MEND = Mend(tokens=24 * 10 * SCALE.length, batch_tokens=4_096, dtype=DTYPE)
+MEND = Mend(tokens=24 * 10 * SCALE.length, batch_tokens=4_096, dtype=DTYPE)  # 24 steps of ten
 TAUGHT = f"own writing, {SCALE.calibration:,} tokens, blocks distilled on {SCALE.distilled:,}"
 FINALISTS, ROUNDS = 16, 3  # as a search has them unless told otherwise
 
