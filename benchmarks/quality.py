@@ -121,14 +121,11 @@ def _summary(rows: Sequence[Row]) -> dict[str, Any]:
         for tokens, suffix in ((0, ""), (HEAL.tokens, "_healed")):
             ratios = []
             for seed in SEEDS:
-                figures = _figures(
-                    {
-                        row["method"]: row
-                        for row in rows
-                        if (row["share"], row["healed_tokens"], row["seed"])
-                        == (share, tokens, seed)
-                    }
-                )
+                alike = [
+                    row for row in rows if (row["healed_tokens"], row["seed"]) == (tokens, seed)
+                ]
+                figures = _figures({r["method"]: r for r in alike if r["share"] == share})
+                figures |= _at_equal_size(share, alike)
                 ratios += [figures[RATIO]] if RATIO in figures else []
                 for name, value in figures.items() if seed == SEEDS[0] else ():
                     found.setdefault(f"{name}{suffix}", {})[share] = value
@@ -158,6 +155,32 @@ def _figures(by_method: dict[str, Row]) -> dict[str, Any]:
         gap = paired(ours["right"], by_method["minitron"]["right"])
         found["accuracy_minus_minitron"], found["accuracy_minus_minitron_std_error"] = gap
     return found
+
+
+def _at_equal_size(share: str, rows: Sequence[Row]) -> dict[str, float]:
+    """Our KL over the least of others, and over uniform's, as they would be at our measured size.
+
+    A method's log KL lies on the line through its two measured sizes nearest to ours.
+    """
+    ours = next((row for row in rows if (row["method"], row["share"]) == (OURS, share)), None)
+    if not ours or MEASURED[ours["of"]] not in ours:
+        return {}
+    size = ours[MEASURED[ours["of"]]]
+    there = {}
+    for method in (*OTHERS, UNIFORM):
+        points = {
+            row[MEASURED[row["of"]]]: np.log(row["kl"])
+            for row in rows
+            if (row["method"], row["taught"]) == (method, ours["taught"])
+            and MEASURED[row["of"]] in row
+        }
+        if len(points) > 1:
+            one, other = sorted(points, key=lambda at: abs(at - size))[:2]
+            slope = (points[other] - points[one]) / (other - one)
+            there[method] = float(np.exp(points[one] + slope * (size - one)))
+    least = min((kl for method, kl in there.items() if method in OTHERS), default=None)
+    bases = {RATIO: least, "kl_over_uniform_refit": there.get(UNIFORM)}
+    return {f"{name}_at_equal_size": round(ours["kl"] / kl, 4) for name, kl in bases.items() if kl}
 
 
 def interval(ours: Sequence[float], others: Sequence[float]) -> list[float]:

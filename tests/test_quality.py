@@ -84,6 +84,27 @@ def test_the_summary_compares_with_the_nearest_of_other_peoples_methods(
     assert found["summary_parameters"] == {}
 
 
+def test_methods_are_also_compared_at_the_size_that_ours_was_measured_to_have(
+    quality: ModuleType,
+) -> None:
+    """Where log KL is a line in the size, the KL there is exact; one point says nothing."""
+
+    def line(method: str, share: str, size: float, **changes: Any) -> dict[str, Any]:
+        return row(method, [8 * 0.5 ** (10 * size)] * 2, share=share, time_share=size, **changes)
+
+    rows = [
+        row("puzzle", [0.02, 0.02], time_share=0.8),
+        *(line("minitron", share, size) for share, size in (("0.75", 0.76), ("0.9", 0.92))),
+        line("minitron", "0.5", 0.77, taught="embedded corpus"),
+        line("minitron", "0.6", 0.79, healed_tokens=quality.HEAL.tokens),
+        row("optipfair", [1e-3, 1e-3], time_share=0.7),
+        *(line("uniform", share, size) for share, size in (("0.75", 0.6), ("0.9", 0.7))),
+    ]
+    found = quality.summary(rows)
+    assert found["kl_over_best_baseline_at_equal_size"] == {"0.75": pytest.approx(0.64)}
+    assert found["kl_over_uniform_refit_at_equal_size"] == {"0.75": pytest.approx(0.64)}
+
+
 def test_seeds_are_summed_up_each_on_its_own(quality: ModuleType) -> None:
     pairs = ((0, [1.0, 3.0]), (1, [2.0, 4.0]))
     rows = [row("puzzle", kls, seed=seed) for seed, kls in pairs]
