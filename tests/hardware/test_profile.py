@@ -18,7 +18,7 @@ from puzzle.hardware.estimate import estimate, workload_of
 from puzzle.hardware.graphs import Replay
 from puzzle.hardware.kernel_half import KernelHalf, Past
 from puzzle.hardware.measure import Bench, Case, filled_cache, random_layer, random_model
-from puzzle.hardware.profile import Profile, batches_of, transformers_config
+from puzzle.hardware.profile import TURNS, Profile, batches_of, transformers_config
 from puzzle.hardware.tables import read_table
 from puzzle.modules import child_config
 
@@ -91,18 +91,33 @@ def test_a_table_is_written_gone_on_with_and_priced_from(profile, config):
     assert any("beyond t.csv" in warning for warning in found.warnings())  # batch 2048
 
 
+def test_a_slow_minute_does_not_price_the_halves_it_met(profile, monkeypatch):
+    """Steadily slow passes at the beginning; every case is met again when they are over."""
+    order = []
+
+    def time(bench, case):
+        order.append(case)
+        return (0.0012, 0.02) if len(order) <= 5 else (0.001, 0.02)
+
+    monkeypatch.setattr(Bench, "time", time)
+    cases = profile.cases()
+    assert profile.run() == len(cases)
+    assert order == cases * TURNS["cpu"]
+    assert {line.seconds for line in read_table(profile.table)} == {0.001}
+
+
 def test_unsteady_timings_are_taken_anew_and_the_fastest_stay(profile, monkeypatch):
-    """A neighbour that slows every other pass of the first two turns leaves no mark."""
+    """A neighbour that slows every other pass of the first turns leaves no mark."""
     taken = Counter()
 
     def time(bench, case):
         taken[case] += 1
-        disturbed = taken[case] < 3 and case.phase == "decode"
+        disturbed = taken[case] < 5 and case.phase == "decode"
         return (0.003, 0.5) if disturbed else (0.001, 0.02)
 
     monkeypatch.setattr(Bench, "time", time)
     assert profile.run() == len(profile.cases())
-    assert {case.phase: count for case, count in taken.items()} == {"prefill": 1, "decode": 3}
+    assert {case.phase: count for case, count in taken.items()} == {"prefill": TURNS["cpu"], "decode": 5}
     assert {line.seconds for line in read_table(profile.table)} == {0.001}
     assert profile.unsteady() == []
     slower = profile.table.read_text().replace("0.001,0.02", "0.0005,0.4", 1)
