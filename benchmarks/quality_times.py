@@ -7,6 +7,7 @@ its sizes, which take the time of its own.
 from __future__ import annotations
 
 import re
+import statistics
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from puzzle.hardware.measure import random_model
 from puzzle.parent import Parent
 from puzzle.run import Run, fingerprint
 
-REPEATS = 4  # generations of a child and of the parent, in turn
+REPEATS = 7  # generations of a child and of the parent, in turn
 CPU = torch.device("cpu")
 CUT = re.compile(r"hidden(\d+)\.heads(\d+)\.kv(\d+)\.ffn(\d+)\.layers([\d_-]+)")
 
@@ -65,15 +66,17 @@ def speed(text: str, parent: Parent) -> dict[str, float]:
 
 
 def paired_speed(child: Sized, parent: Parent) -> dict[str, float]:
-    """Time per request over the parent's, in turns; and tokens read and made per second.
+    """Time per request over the parent's right after it, and tokens read and made per second.
 
-    Of the fastest of each: what else runs on a machine only ever adds to them.
+    The median of the turns' ratios: the clock of a processor drifts by a tenth within a minute, so
+    the fastest of each may come of different clocks.
     """
     with CPU:
         model, whole = child.model(), Sized(parent.config, parent.blocks).model()
         pairs = [(_request_s(model), _request_s(whole)) for _ in range(REPEATS)]
-    own_s, parent_s = map(min, zip(*pairs))
-    return {"time_share": own_s / parent_s, "tokens_per_s": WORK.total_tokens / own_s}
+    share = statistics.median(own_s / parent_s for own_s, parent_s in pairs)
+    own_s = statistics.median(own_s for own_s, _ in pairs)
+    return {"time_share": share, "tokens_per_s": WORK.total_tokens / own_s}
 
 
 def _request_s(model: PuzzleForCausalLM) -> float:

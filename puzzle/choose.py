@@ -45,8 +45,8 @@ USES: dict[str, Callable[[Cost], int]] = {
 def choose(menu: Menu, count: int = 1) -> list[Choice]:
     """The child of least summed loss that keeps the budget, then the next best that differ.
 
-    Each further child differs from every earlier one in a fifth of its layers; there may be fewer
-    than `count`.
+    Each further child differs from every earlier one in a fifth of its layers, or inside a region
+    in half as many as may change where those are fewer; there may be fewer than `count`.
 
     Raises:
         InfeasibleError: no child keeps it; names the limit that binds and the cheapest child.
@@ -65,12 +65,19 @@ def choose(menu: Menu, count: int = 1) -> list[Choice]:
         proof = {name: getattr(solution, name) for name in ("status", "proof", "gap", "seconds")}
         blocks, removed = _read(menu, problems[best], solution.picks)
         found.append(menu.choice(blocks, list(rooms)[best], proof, removed))
-        problems = [problem.unlike(solution.picks, ALIKE) for problem in problems]
+        problems = [problem.unlike(solution.picks, _alike(menu)) for problem in problems]
     if not found and solution.status == "infeasible":
         raise InfeasibleError(_why_infeasible(menu))
     if not found:
         raise PuzzleError(f"budget {menu.budget.name}: {solution.message}")
     return found
+
+
+def _alike(menu: Menu) -> float:
+    """The share of their layers that two children may have in common."""
+    if menu.region is None:
+        return ALIKE
+    return max(ALIKE, 1 - max(1, menu.region.radius // 2) / len(menu.losses))
 
 
 def room_of(menu: Menu, batch: int) -> dict[str, int]:

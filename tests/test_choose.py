@@ -213,6 +213,23 @@ def test_inside_a_region_few_layers_change(radius: int) -> None:
     assert found.loss == pytest.approx(min(judged(near, child) for child in inside))
 
 
+@pytest.mark.parametrize("radius", [1, 2, 5, 12])
+def test_a_small_region_of_many_layers_has_several_children(radius: int) -> None:
+    """A fifth of forty layers is more than two children within so few changes can differ in."""
+    few, draw = menu(0, limits={"params": "0.9x"}), random.Random(0)
+    center = (BLOCKS[1],) * 40
+    losses = [{block: draw.random() * (block != BLOCKS[1]) for block in BLOCKS} for _ in center]
+    prices = price(SHAPE, "llama", [list(layer) for layer in losses], few.budget)
+    whole = replace(few.parent, params=50 * few.parent.params)
+    asked = Menu(losses, prices, few.budget, whole, region=Region(center, radius))
+    found = [choice.blocks for choice in choose(asked, 9)]
+    assert len(found) == 9
+    assert found[0] == center
+    for one, other in itertools.combinations(found, 2):
+        apart = sum(mine != its for mine, its in zip(one, other))
+        assert max(1, radius // 2) <= apart <= 2 * radius
+
+
 def test_exact_losses_take_the_place_of_others() -> None:
     asked = menu_with_removals(0, limits={"params": "0.5x"})
     single, run = Swap(1, (BLOCKS[1],)), removal(0, 2)
