@@ -37,6 +37,8 @@ def _reader(unit: str, example: str, *words: str) -> PlainValidator:
             amount = units.parse(str(value))
         except ValueError:
             raise ValueError(expected) from None
+        if not amount.positive:
+            raise ValueError(f"{expected}, above 0")
         if isinstance(amount, Quantity) and amount.unit != unit:
             raise ValueError(expected)
         return amount
@@ -151,12 +153,24 @@ class Budget(StrictModel):
             memory = Quantity(self.device.usable_bytes, "B")
         params = _maybe(limits.params, parent.params)
         return Limits(
-            memory_bytes=int(_absolute(memory, parent.memory_bytes)),
+            memory_bytes=min(int(_absolute(memory, parent.memory_bytes)), self._held_bytes(memory)),
             params=None if params is None else int(params),
             ttft_s=_maybe(limits.ttft, parent.ttft_s),
             tpot_s=_maybe(limits.tpot, parent.tpot_s),
             tokens_per_s=_maybe(self.targets.throughput, parent.tokens_per_s),
         )
+
+    def _held_bytes(self, memory: Amount) -> int:
+        """What one device holds: an amount in bytes may ask for all of it, not for more."""
+        if isinstance(memory, Relative):
+            return self.device.usable_bytes
+        if memory.value > self.device.memory_bytes:
+            raise PuzzleError(
+                f"budget {self.name}: memory {memory} is more than the "
+                f"{units.show(self.device.memory_bytes, 'B')} of {self.hardware}; lower it, or "
+                "leave it out for all that may be filled"
+            )
+        return self.device.memory_bytes
 
 
 def _absolute(amount: Amount, of_parent: float) -> float:

@@ -31,6 +31,7 @@ from puzzle.units import show
 
 NS = 1_000_000_000
 ALIKE = 0.8  # of the layers may hold the same block in two finalists
+NEXT_BEST = 1e-3  # of its loss that a further finalist may miss: all are measured anyway
 
 # limit -> what a block takes of it, in whole bytes, parameters or nanoseconds
 USES: dict[str, Callable[[Cost], int]] = {
@@ -46,7 +47,8 @@ def choose(menu: Menu, count: int = 1) -> list[Choice]:
     """The child of least summed loss that keeps the budget, then the next best that differ.
 
     Each further child differs from every earlier one in a fifth of its layers, or inside a region
-    in half as many as may change where those are fewer; there may be fewer than `count`.
+    in half as many as may change where those are fewer; there may be fewer than `count`. The first
+    is the best there is, further ones within a thousandth of it (their `proof` says so).
 
     Raises:
         InfeasibleError: no child keeps it; names the limit that binds and the cheapest child.
@@ -59,7 +61,7 @@ def choose(menu: Menu, count: int = 1) -> list[Choice]:
     problems = [_problem(menu, batch, room) for batch, room in rooms.items()]
     found: list[Choice] = []
     while len(found) < count:
-        problems, best, solution = _solve(menu, problems)
+        problems, best, solution = _solve(menu, problems, NEXT_BEST if found else 0.0)
         if solution.picks is None:
             break
         proof = {name: getattr(solution, name) for name in ("status", "proof", "gap", "seconds")}
@@ -93,10 +95,10 @@ def room_of(menu: Menu, batch: int) -> dict[str, int]:
     return {name: math.floor(value) - USES[name](outside) for name, value in allowed.items()}
 
 
-def _solve(menu: Menu, problems: list[Problem]) -> tuple[list[Problem], int, Solution]:
+def _solve(menu: Menu, problems: list[Problem], gap: float) -> tuple[list[Problem], int, Solution]:
     """The best answer, and the problems with every rule on joint removal that it took."""
     while True:
-        best, solution = solve_any(problems)
+        best, solution = solve_any(problems, gap=gap)
         if solution.picks is None or not menu.removals:
             return problems, best, solution
         blocks, removed = _read(menu, problems[best], solution.picks)

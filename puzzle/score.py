@@ -84,7 +84,7 @@ def score(
         inputs: fingerprint of the library, which knows of the trace.
     """
     for layer in track(here().mine(len(space)), "scores"):
-        print_ = fingerprint("corrected scores", inputs, [str(block) for block in space[layer]])
+        print_ = _print(inputs, space[layer])
         if not run.fresh(records.scores(layer), print_):
             run.save(records.scores(layer), score_layer(run, library, layer, space[layer]), print_)
     if here().leads:
@@ -101,6 +101,24 @@ def removable(space: Sequence[Sequence[Block]], longest: int) -> list[tuple[int,
         for stop in range(start + 2, min(start + longest, len(space)) + 1)
         if all(NOTHING in options for options in space[start:stop])
     ]
+
+
+def require_current(library: Library, space: Sequence[Sequence[Block]]) -> None:
+    """PuzzleError where the scores are not of the library as it is now."""
+    for layer, blocks in enumerate(space):
+        names = {name for block in blocks for name in library.sources(layer, block)}
+        prints = {library.run.fingerprint_of(name) for name in names}
+        wanted = [_print(str(made), blocks) for made in prints]
+        if wanted and not (len(wanted) == 1 and library.run.fresh(records.scores(layer), *wanted)):
+            raise PuzzleError(
+                f"the scores of layer {layer} in {library.run.folder} are of an earlier library; "
+                "run `puzzle search` on it again"
+            )
+
+
+def _print(inputs: str, blocks: Sequence[Block]) -> str:
+    """The fingerprint of the scores of a layer's blocks, `inputs` being the library's."""
+    return fingerprint("corrected scores", inputs, [str(block) for block in blocks])
 
 
 def scores(run: Run, space: Sequence[Sequence[Block]]) -> Scores:

@@ -62,7 +62,7 @@ from puzzle.report import model_card, write_report
 from puzzle.result import Result
 from puzzle.rounds import further
 from puzzle.run import CONFIG, Run, fingerprint
-from puzzle.score import score, scores
+from puzzle.score import require_current, score, scores
 from puzzle.settle import settle
 from puzzle.space import Options, layer_blocks, pieces
 from puzzle.swap import Blocks
@@ -120,7 +120,9 @@ def solve(out: str | Path, budget: str) -> Result:
         parent = open_parent(config.model, config.dtype)
         space = layer_blocks(parent.blocks, config.space, config.target)
         asked = load_budget(budget)
-        _choose(Library(run, parent, config.distill.coupled), space, asked, config)
+        library = Library(run, parent, config.distill.coupled)
+        require_current(library, space)
+        _choose(library, space, asked, config)
         return Result(run, asked.name)
 
 

@@ -82,6 +82,16 @@ def test_limits_absolute_and_relative(tmp_path):
     assert budget.resolve(PARENT) == Limits(72 * 2**30, 5 * 10**8, 0.2, 0.004, 2000.0)
 
 
+def test_memory_is_never_more_than_the_device_has(tmp_path):
+    """A large parent's share may be more; so many bytes that are not there are a mistake."""
+    large = replace(PARENT, memory_bytes=10**12)
+    assert load(tmp_path, TEXT + "limits: {memory: 0.9x}\n").resolve(large) == Limits(72 * 2**30)
+    with pytest.raises(
+        PuzzleError, match=r"budget mine: memory 200 GiB is more than the 80\.0 GiB"
+    ):
+        load(tmp_path, TEXT + "limits: {memory: 200 GiB}\n").resolve(PARENT)
+
+
 def test_only_memory_is_limited_when_nothing_is_said(tmp_path):
     assert load(tmp_path, TEXT).resolve(PARENT) == Limits(72 * 2**30)
 
@@ -98,6 +108,11 @@ def test_only_memory_is_limited_when_nothing_is_said(tmp_path):
             "targets: {throughput: 5500}",
             "line 3: targets.throughput is 5500, expected an amount like 5500 tok/s, or a "
             "multiple of the parent's like 0.5x",
+        ),
+        (
+            "limits:\n  params: 0x",
+            "line 4: limits.params is '0x', expected an amount like 6.5 B params, or a multiple "
+            "of the parent's like 0.5x, above 0",
         ),
         ("target: {}", "line 3: unknown key 'target'; did you mean 'targets'?"),
         ("gpus: 3", "line 3: gpus is 3, expected 1, 2, 4 or 8"),

@@ -104,6 +104,14 @@ def test_a_problem_of_your_own_is_solved_or_refused(run, tmp_path) -> None:
     assert err.count("\n") == 1
 
 
+def test_what_is_profiled_is_the_parent_of_a_search_unless_said_otherwise(run, tmp_path) -> None:
+    """The embedded one as a search has it, sizes and all."""
+    code, out, _ = run("profile", "--out", tmp_path / "t.csv", "--plan")
+    assert code == 0
+    assert "ffn1024" in out
+    assert not (tmp_path / "t.csv").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [

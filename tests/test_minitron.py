@@ -358,6 +358,8 @@ def test_memory_is_that_of_the_parents_batch(tmp_path: Path) -> None:
     [
         (["prune.target=3 GiB"], "is no amount of parameters"),
         (["prune.target=1.5x"], "is not below the parent's own 4,196,480"),
+        (["prune.target=1x"], "is not below the parent's own 4,196,480"),
+        (["prune.target=1x", "prune.of=throughput"], "is not above the parent's own"),
         (["prune.target=0.5x", "prune.of=throughput"], "is not above the parent's own"),
     ],
 )

@@ -29,6 +29,7 @@ from puzzle.export.again import export
 from puzzle.library import Library
 from puzzle.parent import open_parent
 from puzzle.result import Result
+from puzzle.run import Run
 from puzzle.swap import Swap
 
 HEALED = "children/h100-1gpu/healed.safetensors"
@@ -128,6 +129,17 @@ def test_a_new_budget_on_an_old_run_chooses_again_and_trains_nothing(
     assert library == [p.stat().st_mtime_ns for p in sorted((folder / "library").iterdir())]
     assert open_result(folder, "h100-1gpu").architecture == result.architecture
     assert open_result(folder).name == "looser"
+
+
+def test_scores_of_an_earlier_library_choose_nothing(result: Result, tmp_path: Path) -> None:
+    """As when a search with other settings was stopped between its library and its scores."""
+    folder = shutil.copytree(result.run.folder, tmp_path / "run")
+    run = Run(folder)
+    [piece, *_] = run.names("library/L01.*")
+    made = run.load_tensors(piece)
+    run.save_tensors(piece, made, "of another library", run.info(piece))
+    with pytest.raises(PuzzleError, match=r"the scores of layer 1 in .* are of an earlier library"):
+        solve(folder, "h100-1gpu")
 
 
 def test_a_child_that_is_only_chosen_shows_no_quality_of_the_one_before(

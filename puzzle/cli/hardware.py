@@ -45,8 +45,10 @@ def estimate(
 
 
 def profile(
-    model: Annotated[str, typer.Option(help="A config.json, or a shipped name.")],
     out: Annotated[Path, typer.Option(help="The table to write or go on with.")],
+    model: Annotated[
+        str | None, typer.Option(help="A config.json, or a shipped name; as --config says.")
+    ] = None,
     workload: Annotated[str, typer.Option(help="Prompt/new tokens.")] = "200/56",
     batches: Annotated[str, typer.Option(help="Requests at once.")] = "1,4,16",
     dtype: Annotated[str, typer.Option(help="Of weights and cache.")] = "float32",
@@ -61,7 +63,7 @@ def profile(
 
     asked = workload_of(workload, dtype, batches_of(batches))
     search = load_config(config, settings or ())
-    wanted = Profile(model, asked, out, search.space, search.target)
+    wanted = Profile(model or search.model, asked, out, search.space, search.target)
     if not plan:
         typer.echo(f"{wanted.run()} timings of {device_name()} in {out}")
         if unsteady := wanted.unsteady():

@@ -79,6 +79,11 @@ class Device(StrictModel):
         )
 
     @property
+    def memory_bytes(self) -> int:
+        """Memory that there is."""
+        return int(self.memory_gib * 2**30)
+
+    @property
     def usable_bytes(self) -> int:
         """Memory that weights and cache may fill."""
         return int(USABLE * self.memory_gib * 2**30)

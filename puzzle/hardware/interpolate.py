@@ -27,13 +27,15 @@ def lookup(table: Table, size: float, *sizes: float) -> tuple[float, bool]:
 
     Between two sizes the slope in log-log is theirs. Beyond the last it goes on, within reason: it
     never falls, is at most linear in the last coordinate (batch, rows) and quadratic in the others
-    (length). Below the first it stays, since what remains of a small kernel is its launch.
+    (length). Beyond the only one it grows linearly, as so many passes one after the other do. Below
+    the first it stays, since what remains of a small kernel is its launch.
     """
     keys = sorted(table)
     below, above = _neighbours(keys, size)
     low, low_beyond = _at(table[below], sizes)
     if below == above:
-        return low, low_beyond or abs(size / below - 1) > NEAR
+        times = max(1.0, size / below) if len(keys) == 1 else 1.0
+        return low * times, low_beyond or abs(size / below - 1) > NEAR
     high, high_beyond = _at(table[above], sizes)
     slope = math.log(high / low) / math.log(above / below)
     beyond = size > above * (1 + NEAR)

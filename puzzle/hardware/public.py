@@ -9,6 +9,7 @@ all-reduce by GPUs and numbers (its `message_size` counts numbers, not bytes). W
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cache
@@ -114,7 +115,12 @@ def _newest(system: str, op: str, framework: str, file: str) -> Any:
     import pandas as pd
 
     paths = sorted((_data() / system / op / framework).glob(f"*/{file}"))
-    return pd.read_parquet(paths[-1]) if paths else None
+    return pd.read_parquet(max(paths, key=_version)) if paths else None
+
+
+def _version(path: Path) -> list[int]:
+    """The numbers in the name of a version's folder, which 1.9 is before 1.10 by."""
+    return [int(number) for number in re.findall(r"\d+", path.parent.name)]
 
 
 def _nest(frame: Any, columns: list[str]) -> Table:

@@ -18,6 +18,7 @@ from puzzle.shape import Shape
 from puzzle.strict_yaml import did_you_mean
 
 SHIPPED = Path(__file__).parent / "models"
+EMBEDDED = Path(__file__).parents[1] / "data" / "parent"  # with its weights
 
 
 def names() -> list[str]:
@@ -29,8 +30,8 @@ def model(name_or_path: str | Path) -> tuple[Shape, tuple[Block, ...]]:
     """A model's shape and the block of every layer, from its sizes alone.
 
     Args:
-        name_or_path: a shipped name, a folder with a config.json, a config.json of any name, or an
-            architecture text file, whose `parent:` is again any of these.
+        name_or_path: a shipped name, `embedded`, a folder with a config.json, a config.json of any
+            name, or an architecture text file, whose `parent:` is again any of these.
 
     Raises:
         PuzzleError: there is no such model, or the file does not read.
@@ -63,7 +64,7 @@ def _parent_of(path: Path) -> str:
 
 
 def _find(name: str) -> Path:
-    path = Path(name)
+    path = EMBEDDED if name == "embedded" else Path(name)
     if (path / "config.json").is_file():
         return path / "config.json"
     if path.is_file():

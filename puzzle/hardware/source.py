@@ -134,8 +134,8 @@ def passes(source: Source, batch: int) -> tuple[Step, Step]:
 def kv_bytes_per_request(shape: Shape, block: Block, workload: Workload, gpus: int) -> int:
     """Cache of one finished request in one layer over all GPUs; each holds one KV head at least."""
     held = kv_bytes_per_sequence(shape, block.attention, workload)
-    copies = max(1, gpus // (block.attention.cached_heads or gpus))
-    return held * copies
+    heads = block.attention.cached_heads
+    return held * max(heads, gpus) // heads if heads else held
 
 
 def outside_bytes(shape: Shape, workload: Workload) -> int:

@@ -13,6 +13,7 @@ library). Where several columns time the same pass the fastest counts, as an eng
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -82,6 +83,8 @@ def read_table(path: Path) -> list[Timing]:
             return [_timing(path, reader.line_num, row) for row in reader]
     except OSError as error:
         raise PuzzleError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise PuzzleError(f"{path} is no table: it is not text ({error.reason})") from None
 
 
 def write_table(path: Path, timings: Iterable[Timing]) -> None:
@@ -174,8 +177,9 @@ def _timing(path: Path, line: int, row: Mapping[str, Any]) -> Timing:
         values = {column.name: _READERS[str(column.type)](row[column.name]) for column in _FIELDS}
     except (TypeError, ValueError) as error:
         raise PuzzleError(f"{path} line {line}: {error}") from None
-    if values["seconds"] <= 0:
-        raise PuzzleError(f"{path} line {line}: seconds is {values['seconds']}, expected above 0")
+    for name in ("seconds", "batch", "length"):
+        if not 0 < values[name] < math.inf:
+            raise PuzzleError(f"{path} line {line}: {name} is {values[name]}, expected above 0")
     return Timing(**values)
 
 

@@ -117,7 +117,10 @@ def test_unsteady_timings_are_taken_anew_and_the_fastest_stay(profile, monkeypat
 
     monkeypatch.setattr(Bench, "time", time)
     assert profile.run() == len(profile.cases())
-    assert {case.phase: count for case, count in taken.items()} == {"prefill": TURNS["cpu"], "decode": 5}
+    assert {case.phase: count for case, count in taken.items()} == {
+        "prefill": TURNS["cpu"],
+        "decode": 5,
+    }
     assert {line.seconds for line in read_table(profile.table)} == {0.001}
     assert profile.unsteady() == []
     slower = profile.table.read_text().replace("0.001,0.02", "0.0005,0.4", 1)
@@ -127,6 +130,7 @@ def test_unsteady_timings_are_taken_anew_and_the_fastest_stay(profile, monkeypat
     seconds = sorted(line.seconds for line in read_table(profile.table))
     assert seconds[:2] == [0.0005, 0.001]
     assert len(seconds) == len(profile.cases())
+    assert profile.unsteady() == []  # steady passes have been seen since
 
 
 def test_what_does_not_fit_is_left_out_and_said(profile, monkeypatch):

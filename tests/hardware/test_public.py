@@ -1,6 +1,7 @@
 """The optional public tables, with a stand-in of their layout; the real ones where installed."""
 
 import importlib.util
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -116,3 +117,8 @@ def test_the_real_tables_predict_a_published_throughput():
     source = open_source("public", shape, work, "h100-sxm")
     found = Model.of(source, blocks, source.kernels.device).saturated()
     assert found.tokens_per_s == pytest.approx(15244.78, rel=0.15)
+
+
+def test_the_newest_version_is_the_highest_number():
+    paths = [Path(f"gemm/trtllm/{version}/gemm.parquet") for version in ("1.10.0", "1.9.0", "1.0")]
+    assert max(paths, key=public._version).parent.name == "1.10.0"

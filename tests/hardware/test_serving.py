@@ -79,7 +79,7 @@ def test_several_gpus_split_weights_and_cache_and_pay_for_talking():
 
 def test_gpus_beyond_the_kv_heads_hold_copies():
     workload = Workload(prompt_tokens=100, new_tokens=100, batches=(1,))
-    for kv_heads, gpus, copies in ((8, 8, 1), (2, 8, 4), (1, 4, 4), (8, 1, 1)):
+    for kv_heads, gpus, copies in ((8, 8, 1), (2, 8, 4), (1, 4, 4), (8, 1, 1), (6, 8, 8 / 6)):
         block = Block(GQA(kv_heads), NoOp())
         alone = kv_bytes_per_request(LLAMA_8B, block, workload, 1)
         assert kv_bytes_per_request(LLAMA_8B, block, workload, gpus) == copies * alone

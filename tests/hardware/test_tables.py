@@ -86,6 +86,8 @@ def test_beyond_a_table_time_neither_falls_nor_explodes():
     assert lookup({1: 1.0, 2: 16.0}, 4) == (32.0, True)  # at most linear in the batch
     assert lookup({1: {1: 1.0}, 2: {1: 16.0}}, 4, 1) == (64.0, True)  # quadratic in the length
     assert lookup({3: 2.0}, 3) == (2.0, False)
+    assert lookup({3: 2.0}, 12) == (8.0, True)  # as four passes: nothing tells how it grows
+    assert lookup({3: 2.0}, 1) == (2.0, True)
 
 
 def test_coordinates_nest_and_need_not_be_complete():
@@ -185,6 +187,13 @@ def test_mistakes_are_sentences(table, tmp_path):
     write_table(mixed, [*TIMINGS, replace(TIMINGS[0], device="yours")])
     with pytest.raises(PuzzleError, match=r"mixed\.csv mixes mine and yours"):
         open_source(str(mixed), SHAPE, WORK, "h100-sxm")
+    for column, worth in (("seconds", math.nan), ("batch", 0), ("length", 0)):
+        write_table(mixed, [replace(TIMINGS[0], **{column: worth})])
+        with pytest.raises(PuzzleError, match=rf"mixed.csv line 2: {column} is {worth}, expected"):
+            read_table(mixed)
+    mixed.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(PuzzleError, match=r"mixed.csv is no table: it is not text"):
+        read_table(mixed)
     with pytest.raises(PuzzleError, match="was measured on one GPU"):
         open_source(str(table), SHAPE, WORK, "h100-sxm", gpus=2)
     with pytest.raises(PuzzleError, match="costs 'nowhere' is not a file; take roofline, public"):

@@ -74,7 +74,7 @@ def target_of(config: Config, whole: float) -> float:
         )
     else:
         target = asked.value
-    if not target > 0 or (target < whole) == (of == "throughput"):
+    if not target > 0 or (target <= whole if of == "throughput" else target >= whole):
         side = "above" if of == "throughput" else "below"
         raise PuzzleError(f"the target {asked} of {of} is not {side} the parent's own {whole:,.0f}")
     return target
