@@ -98,7 +98,8 @@ class Menu:
 
     def serve(self, blocks: Sequence[Block], batch: int) -> Prediction:
         """What a child of these blocks comes to at this batch."""
-        return predict(self.prices.total(blocks, batch), self.budget.workload, batch)
+        found = predict(self.prices.total(blocks, batch), self.budget.workload, batch)
+        return replace(found, gpus=self.budget.gpus)
 
     def choice(
         self,

@@ -213,7 +213,18 @@ class Result:
             f"{proof['proof']}) the child is nearest to the parent: its scores sum to a KL of "
             f"{self.predicted_kl:.3f}, measured {child['measured_kl']:.3f}"
             + (f", mended and on the evaluation text {measured:.3f}." if measured else ".")
+            + self._several()
             + self._warning()
+        )
+
+    def _several(self) -> str:
+        """A sentence where one GPU does not hold the parent."""
+        ours, parents = (self.served(model).get("gpus", 1) for model in ("child", "parent"))
+        if ours == parents:
+            return ""
+        return (
+            f" The parent does not fit: it is reckoned on {parents} GPUs instead of {ours}, which "
+            "divide its work perfectly; its throughput is that of each, its bytes are of all."
         )
 
     def _warning(self) -> str:

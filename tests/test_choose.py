@@ -147,6 +147,12 @@ def test_finalists_are_in_order_differ_and_all_keep_the_budget() -> None:
     assert all(asked.limits.allow(choice.prediction) for choice in finalists)
 
 
+def test_a_budget_of_several_gpus_is_one_of_its_children_too() -> None:
+    eight = menu(0, limits={"params": "0.5x"})
+    budget = eight.budget.model_copy(update={"gpus": 8})
+    assert choose(replace(eight, budget=budget))[0].prediction.gpus == 8
+
+
 def test_there_may_be_fewer_finalists_than_asked_for() -> None:
     few = choose(menu(limits={"params": "0.35x"}), 100)
     assert 1 < len(few) < 50

@@ -306,6 +306,15 @@ def test_the_result_says_which_scores_are_exact_and_which_are_in_doubt(
     assert "<h2>Prediction</h2>" in result.report.read_text()
 
 
+def test_a_parent_on_more_gpus_than_its_child_is_said(
+    result: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = open_result(result.run.folder, "h100-1gpu")
+    assert "GPUs" not in result.reason()
+    monkeypatch.setitem(result.served("parent"), "gpus", 4)
+    assert "The parent does not fit: it is reckoned on 4 GPUs instead of 1," in result.reason()
+
+
 def test_another_teacher_heals_the_child_and_its_scores_stay_against_the_parent(
     result: Result, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
