@@ -1,7 +1,7 @@
 """`puzzle profile`: time every half of a space on this machine into a table that prices searches.
 
 A table is a source of costs (`tables.py`): `puzzle estimate --costs TABLE`. Timing can be stopped
-and started again; what the table holds is not timed twice.
+and started again; nothing that the table holds is lost.
 """
 
 from __future__ import annotations
@@ -97,24 +97,27 @@ class Profile:
         """Per half what is missing: its name, how many timings, and about how many seconds."""
         source = Modeled(Roofline(_device()), model(self.name)[0], self.workload)
         rows: dict[str, tuple[int, float]] = {}
-        for case in self.missing():
-            count, seconds = rows.get(_name(case.half), (0, 0.0))
-            each = max(LEAST_S, SAMPLES * _expected(source, case, self.workload).seconds)
-            each = (SETUP_S + each) * TURNS[_torch_device()]
-            rows[_name(case.half)] = (count + 1, seconds + each)
+        missing = set(self.missing())
+        for case in self.cases() if missing else ():
+            if turns := TURNS[_torch_device()] - (case not in missing):
+                count, seconds = rows.get(_name(case.half), (0, 0.0))
+                each = max(LEAST_S, SAMPLES * _expected(source, case, self.workload).seconds)
+                each = (SETUP_S + each) * turns
+                rows[_name(case.half)] = (count + (case in missing), seconds + each)
         return [(name, count, seconds) for name, (count, seconds) in rows.items()]
 
     def run(self) -> int:
         """Time what is missing, writing after every one; how many timings that were.
 
-        On a processor all are taken in several turns, so that a slow minute does not price the
-        halves it met above the others. Unsteady timings, earlier ones too, are then taken anew a
-        few times. The fastest stay, for what else runs on a machine only ever adds to them. A pass
-        that a GPU's memory does not hold is left out with a warning.
+        On a processor further turns take all cases, those that were there too, so that a slow
+        minute does not price the halves it met above the others. Unsteady timings, earlier ones
+        too, are then taken anew a few times. The fastest stay, for what else runs on a machine only
+        ever adds to them. A pass that a GPU's memory does not hold is left out with a warning.
         """
         missing = self.missing()
-        for _ in range(TURNS[_torch_device()]):
-            self._time(missing)
+        self._time(missing)
+        for _ in range(TURNS[_torch_device()] - 1 if missing else 0):
+            self._time(self.cases())
         for _ in range(AGAIN):
             self._time(self.unsteady())
         return len(missing) - len(self.missing())

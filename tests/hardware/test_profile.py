@@ -104,6 +104,13 @@ def test_a_slow_minute_does_not_price_the_halves_it_met(profile, monkeypatch):
     assert profile.run() == len(cases)
     assert order == cases * TURNS["cpu"]
     assert {line.seconds for line in read_table(profile.table)} == {0.001}
+    profile.table.write_text("\n".join(profile.table.read_text().splitlines()[:-3]) + "\n")
+    plan = profile.plan()
+    assert sum(count for _, count, _ in plan) == 3
+    assert len(plan) == 4  # all halves are met again beside what is new
+    del order[:]
+    assert profile.run() == 3
+    assert order == cases[-3:] + cases * (TURNS["cpu"] - 1)
 
 
 def test_unsteady_timings_are_taken_anew_and_the_fastest_stay(profile, monkeypatch):
