@@ -17,6 +17,7 @@ from puzzle.errors import PuzzleError
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
 from puzzle.losses import End, Factors, Text, cosine_loss, head_loss
 
+LOOK = 32  # tokens that say whether a model's logits are what its head makes
 TOLERANCE = 1e-3  # of a logit, relative to the largest
 Streams = tuple[torch.Tensor, ...]
 Pairs = Sequence[tuple[int, int]]  # streams that are compared: a student's, a teacher's
@@ -109,8 +110,10 @@ def run_trunk(
 
 
 @torch.no_grad()
-def check_head(name: str, model: Any, tokens_ST: torch.Tensor) -> None:
+@torch.no_grad()
+def check_head(name: str, model: Any) -> None:
     """PuzzleError where a model's logits are not those of its head on its last hidden states."""
+    tokens_ST = torch.arange(min(LOOK, model.config.vocab_size))[None]
     wanted = model(tokens_ST).logits.flatten(0, 1).float()
     trunk, head = getattr(model, "model", None), getattr(model, "lm_head", None)
     error = math.inf
@@ -121,7 +124,7 @@ def check_head(name: str, model: Any, tokens_ST: torch.Tensor) -> None:
     if not error <= TOLERANCE:
         raise PuzzleError(
             f"{name} makes its logits of more than a norm and a head, as models of the family "
-            f"{model.config.model_type} do; such are not trained here, but in transformers"
+            f"{model.config.model_type} do; such are neither trained nor compared here"
         )
 
 
@@ -150,6 +153,11 @@ def matched(student: Any, teacher: Any, layers: Sequence[int] = ()) -> Pairs:
             stacklevel=2,
         )
         return ()
+    if ours > theirs and not layers:
+        raise PuzzleError(
+            f"the student has {ours} layers, the teacher {theirs}: hidden states cannot be paired; "
+            "set heal.cosine=0, and heal by KL alone"
+        )
     kept = list(layers) or [layer * theirs // ours for layer in range(ours)]
     if len(kept) != ours or kept != sorted(set(kept)) or not set(kept) <= set(range(theirs)):
         raise PuzzleError(

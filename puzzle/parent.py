@@ -245,7 +245,11 @@ def _config_file(folder: Path, name: str) -> Path:
 
 
 def _read_config(folder: Path, name: str) -> Any:
-    fields = json.loads(_config_file(folder, name).read_text())
+    path = _config_file(folder, name)
+    try:
+        fields = json.loads(path.read_text())
+    except ValueError as error:
+        raise PuzzleError(f"{path} is not JSON ({error}); copy it from the model again") from None
     if quantized := fields.get("quantization_config"):
         raise PuzzleError(
             f"{name} holds {quantized.get('quant_method')} quantized weights; give the same model "

@@ -29,7 +29,6 @@ from puzzle.tracker import Watch, tensorboard
 from puzzle.training import Texts
 
 RECORD = "training"  # what says that a folder is done, and how it came to be
-LOOK = 32  # tokens that say whether a model's logits are what its head makes
 CARD = "README.md"
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth")
 
@@ -48,6 +47,7 @@ def pretrain(config: Config, out: Path, *, watch: Watch | None = None) -> Path:
     guide = checkpoint_folder(config.teacher) if config.teacher else None
     if out.resolve() == source.resolve():
         raise PuzzleError(f"{out} is what is trained and would be written over; give another --out")
+    _refuse_to_replace(out, guide)
     options = taught_by(config.heal, source, config.teacher)
     run = Run(out)
     with run.locked():
@@ -59,7 +59,7 @@ def pretrain(config: Config, out: Path, *, watch: Watch | None = None) -> Path:
         teacher = load_checkpoint(guide) if guide else None
         for name, model in ((config.model, student), (config.teacher, teacher)):
             if model:
-                check_head(f"{name}", model, texts.training_ST[:1, :LOOK])
+                check_head(f"{name}", model)
         with tensorboard(out / RECORD / "tensorboard", watch) as watched:
             weights = heal(course, student, teacher, texts, options, watch=watched)
         if here().leads:
@@ -71,6 +71,18 @@ def pretrain(config: Config, out: Path, *, watch: Watch | None = None) -> Path:
                 tensors.unlink()
         here().barrier()
     return out
+
+
+def _refuse_to_replace(out: Path, guide: Path | None) -> None:
+    """PuzzleError where `out` is the teacher, or a checkpoint that was not trained here."""
+    if guide and out.resolve() == guide.resolve():
+        raise PuzzleError(f"{out} is what teaches and would be written over; give another --out")
+    begun = any(out.glob(f"{RECORD}*"))
+    if (out / "config.json").exists() and not begun:
+        raise PuzzleError(
+            f"{out} holds a checkpoint that was not trained here and would be written over; give "
+            "another --out"
+        )
 
 
 def _folder(model: str) -> Path:

@@ -40,6 +40,17 @@ def fingerprint(*inputs: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def usual_folder(model: str, suffix: str = "") -> Path:
+    """Where a run of this model lies unless told otherwise: `runs/<its name>`.
+
+    >>> str(usual_folder("HuggingFaceTB/SmolLM2-135M")), str(usual_folder("runs/mine-pruned/hf"))
+    ('runs/SmolLM2-135M', 'runs/mine-pruned')
+    """
+    path = Path(model).resolve()
+    name = path.parent.name if path.name == "hf" else path.name  # of a checkpoint of ours
+    return Path("runs") / f"{name}{suffix}"
+
+
 class Run:
     """The folder of one search; opening it creates it."""
 

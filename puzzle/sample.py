@@ -106,6 +106,8 @@ def _known(out: Path, model: str, own: str) -> list[dict[str, Any]]:
     """The rows of a file that this model wrote, by its fingerprint; none where there is no file."""
     if not out.exists():
         return []
+    if out.is_dir():
+        raise PuzzleError(f"{out} is a folder; name the JSONL file to write")
     try:
         rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
         known = all(row["model"] == own and row["tokens"] <= row["drawn"] for row in rows)

@@ -61,7 +61,7 @@ from puzzle.ranks import here
 from puzzle.report import model_card, write_report
 from puzzle.result import Result
 from puzzle.rounds import further
-from puzzle.run import CONFIG, Run, fingerprint
+from puzzle.run import CONFIG, Run, fingerprint, usual_folder
 from puzzle.score import require_current, score, scores
 from puzzle.settle import settle
 from puzzle.space import Options, layer_blocks, pieces
@@ -106,7 +106,7 @@ def search(
     given = {"model": model, "data": data, "budget": budget}
     said = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
     wanted = load_config(Path(config) if config else None, [*said, *settings])
-    run = Run(out or Path("runs") / Path(wanted.model).name)
+    run = Run(out or usual_folder(wanted.model))
     with run.locked():
         return _search(run, wanted, watch)
 
@@ -144,6 +144,7 @@ def heal_again(out: str | Path, *, settings: Sequence[str], watch: Watch | None 
 def _search(run: Run, config: Config, watch: Watch | None) -> Result:
     parent, budget = open_parent(config.model, config.dtype), load_budget(config.budget)
     config.check(parent.shape.max_positions)
+    _refuse_to_replace(run, config.model)
     check_family(config.target, parent.family)
     if config.target == "llama.cpp":
         check_writable(parent.folder, parent.config)
@@ -162,6 +163,17 @@ def _search(run: Run, config: Config, watch: Watch | None) -> Result:
     _make_child(library, space, texts, config, made=made, window=window, watch=watch)
     here().barrier()
     return Result(run, budget.name)
+
+
+def _refuse_to_replace(run: Run, model: str) -> None:
+    """PuzzleError where the run is another parent's, whose library would be lost."""
+    path = run.folder / CONFIG
+    before = load_config(path).model if path.exists() else model
+    if Path(before).resolve() != Path(model).resolve():
+        raise PuzzleError(
+            f"{run.folder} holds a search of {before}, not of {model}; give another --out, or "
+            f"where this parent has only moved, change `model` in {path}"
+        )
 
 
 def make_library(

@@ -20,9 +20,10 @@ from puzzle.export.register import load_checkpoint
 from puzzle.library import Library
 from puzzle.measure import nearest
 from puzzle.mixture import Mixture, mixed
+from puzzle.objective import check_head
 from puzzle.parent import Parent, checkpoint_folder, checkpoint_print, open_parent
 from puzzle.result import COLUMNS, Result, open_result
-from puzzle.run import CONFIG, Run, fingerprint
+from puzzle.run import CONFIG, Run, fingerprint, usual_folder
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def of_checkpoints(
     if parent is None:
         raise PuzzleError(f"{target} is no run directory; say what it is compared with: --parent")
     opened, folder = open_parent(parent), checkpoint_folder(target)
-    run = Run(out or Path("runs") / f"{Path(target).name}-evaluated")
+    run = Run(out or usual_folder(target, "-evaluated"))
     subjects = {
         "parent": Subject("parent", "", lambda: assemble(Library(run, opened), opened.blocks)),
         "child": Subject(
@@ -149,4 +150,5 @@ def _load(folder: Path, parent: Parent) -> PreTrainedModel:
             f"{parent.shape.vocab_size}; models are compared token by token, so give two of the "
             "same vocabulary"
         )
+    check_head(str(folder), model)
     return model

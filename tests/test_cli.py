@@ -130,6 +130,8 @@ def test_what_is_profiled_is_the_parent_of_a_search_unless_said_otherwise(run, t
         (["solve", "--problem", "{latin}"], "is not UTF-8 text"),
         (["estimate", "--model", "llama-3.1-8b", "--hardware", ""], "--hardware is empty"),
         (["profile", "--model", "llama-3.1-8b", "--out", "t", "--batches", "0"], "above 0"),
+        (["sample", "embedded", "--out", "{tmp}"], "is a folder; name the JSONL file"),
+        (["search", "--model", "{torn}"], "config.json is not JSON"),
         (["profile", "--model", "{child}", "--out", "t"], "is a child; profile its parent"),
     ],
 )
@@ -138,6 +140,9 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
 ) -> None:
     (tmp_path / "latin.json").write_bytes(b"\xe9")
     places = {"tmp": tmp_path, "latin": tmp_path / "latin.json", "child": result.checkpoint}
+    places["torn"] = tmp_path / "torn"
+    places["torn"].mkdir()
+    (places["torn"] / "config.json").write_text('{"model_type": "llama", "hidden')
     code, _, err = run(*(word.format(**places) if word[:1] == "{" else word for word in words))
     assert code == 2
     assert sentence in err

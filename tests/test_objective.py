@@ -110,12 +110,16 @@ def test_what_an_empty_layer_hands_on_is_compared_behind_it_alone(
     ]  # fmt: skip
 
 
+def test_a_student_deeper_than_its_teacher_is_told_what_helps() -> None:
+    shallow, deep = (SimpleNamespace(num_hidden_layers=n, hidden_size=64) for n in (2, 4))
+    with pytest.raises(PuzzleError, match=r"has 4 layers, the teacher 2: .* set heal\.cosine=0"):
+        matched(deep, shallow)
+
+
 def test_a_model_whose_logits_are_not_its_heads_alone_is_refused() -> None:
-    tokens = torch.arange(12).view(1, 12)
-    sizes = {key: SIZES[key] for key in SIZES}
-    check_head("llama", transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)), tokens)
-    config = transformers.GraniteConfig(**sizes, logits_scaling=8.0)
+    check_head("llama", transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES)))
+    config = transformers.GraniteConfig(**SIZES, logits_scaling=8.0)
     gpt = transformers.GPT2Config(vocab_size=97, n_embd=32, n_layer=1, n_head=2, n_positions=32)
     for other in (transformers.GraniteForCausalLM(config), transformers.GPT2LMHeadModel(gpt)):
         with pytest.raises(PuzzleError, match="more than a norm and a head, as models of the fam"):
-            check_head("other", other, tokens)
+            check_head("other", other)

@@ -135,6 +135,17 @@ def test_bad_input_is_one_sentence(
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("what", ["teaches", "was not trained here"])
+def test_no_checkpoint_is_written_over(heal, tiny_parent: str, tmp_path: Path, what: str) -> None:
+    other = Path(shutil.copytree(tiny_parent, tmp_path / "other"))
+    before = (other / "model.safetensors").read_bytes()
+    loss = ["kl", "--teacher", other] if what == "teaches" else ["lm"]
+    code, _, err = heal(tiny_parent, "--loss", *loss, "--data", "embedded", "--out", other, *FEW)
+    assert code == 2
+    assert f"{what} and would be written over" in err
+    assert (other / "model.safetensors").read_bytes() == before
+
+
 def test_a_corrected_teacher_does_not_stay_and_steps_are_told(
     tiny_parent: str, tmp_path: Path
 ) -> None:

@@ -131,6 +131,14 @@ def test_a_new_budget_on_an_old_run_chooses_again_and_trains_nothing(
     assert open_result(folder).name == "looser"
 
 
+def test_a_run_of_another_parent_is_left_alone(
+    result: Result, tiny_parent: str, tmp_path: Path
+) -> None:
+    moved = shutil.copytree(tiny_parent, tmp_path / "other")
+    with pytest.raises(PuzzleError, match=r"holds a search of .*tiny, not of .*other; give anoth"):
+        search(str(moved), out=result.run.folder, settings=SETTINGS)
+
+
 def test_scores_of_an_earlier_library_choose_nothing(result: Result, tmp_path: Path) -> None:
     """As when a search with other settings was stopped between its library and its scores."""
     folder = shutil.copytree(result.run.folder, tmp_path / "run")

@@ -238,6 +238,7 @@ def replacing(folder: Path, size: int, *, mark: str = CODE_FILES[0].name) -> Ite
     removes. Killed between the two renames it leaves the earlier export hidden; the next write
     puts it back first.
     """
+    folder = folder.resolve()  # `.` has no name
     _refuse_to_replace(folder, mark)
     new, old = (folder.with_name(f".{folder.name}.{role}") for role in ("new", "old"))
     if old.exists() and not folder.exists():

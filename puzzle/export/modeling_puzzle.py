@@ -183,6 +183,9 @@ class PuzzleLayer(GradientCheckpointingLayer):
         self.window = block["attention"]["window_length"]
         self.self_attn = attention_module(config, block["attention"], cache_slot)
         self.mlp = ffn_module(config, block["ffn"])
+        # flash attention takes a window from the module, and these hand on none of their own
+        unsaid = type(self.self_attn).__name__ in ("LlamaAttention", "NemotronAttention")
+        self.window_said = {"sliding_window": self.window} if self.window and unsaid else {}
         self.input_layernorm = norm(config) if self.self_attn is not None else None
         self.post_attention_layernorm = norm(config) if self.mlp is not None else None
 
@@ -190,7 +193,8 @@ class PuzzleLayer(GradientCheckpointingLayer):
         """The residual stream [B, T, D] after the attention half."""
         if self.self_attn is None or self.input_layernorm is None:
             return hidden_states
-        output, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **context)
+        entering = self.input_layernorm(hidden_states)
+        output, _ = self.self_attn(hidden_states=entering, **context, **self.window_said)
         return hidden_states + output
 
     def feed(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -267,8 +271,9 @@ class PuzzleModel(PuzzlePreTrainedModel):
             position_ids=position_ids,
         )
         position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
-        streams = [hidden_states]
+        streams = []  # where they are asked for; a long prompt's would fill the memory
         for layer, window in zip(self.layers, self.windows):
+            streams += [hidden_states] if output_hidden_states else []
             hidden_states = layer(
                 hidden_states,
                 attention_mask=masks[window],
@@ -277,11 +282,10 @@ class PuzzleModel(PuzzlePreTrainedModel):
                 use_cache=use_cache,
                 **{CACHE: cache},
             )
-            streams.append(hidden_states)
         hidden_states = self.norm(hidden_states)
         return BaseModelOutputWithPast(
             last_hidden_state=hidden_states,
-            hidden_states=(*streams[:-1], hidden_states) if output_hidden_states else None,
+            hidden_states=(*streams, hidden_states) if output_hidden_states else None,
             **{CACHE: cache},
         )
 
@@ -319,6 +323,7 @@ class PuzzleForCausalLM(PuzzlePreTrainedModel, GenerationMixin):
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: int | torch.Tensor | None = None,
         **context: Any,
     ) -> CausalLMOutputWithPast:
         outputs = self.model(input_ids=input_ids, attention_mask=attention_mask, **context)
@@ -327,7 +332,11 @@ class PuzzleForCausalLM(PuzzlePreTrainedModel, GenerationMixin):
         logits = self.lm_head(outputs.last_hidden_state[:, kept].contiguous())
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
+            loss = self.loss_function(
+                *(logits, labels),
+                vocab_size=self.config.vocab_size,
+                num_items_in_batch=num_items_in_batch,  # transformers' trainer counts them
+            )
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

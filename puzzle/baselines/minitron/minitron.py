@@ -30,7 +30,7 @@ from puzzle.mixture import healing_text, split_texts
 from puzzle.modules import Weights
 from puzzle.parent import open_parent
 from puzzle.ranks import here
-from puzzle.run import Run, fingerprint
+from puzzle.run import Run, fingerprint, usual_folder
 
 CONFIG = "prune.yaml"
 
@@ -61,7 +61,7 @@ def prune(
     given = {"model": model, "data": data, "prune.target": target}
     said = [f'{key}="{value}"' for key, value in given.items() if value is not None]
     asked = load_config(Path(config) if config else None, [*said, *settings])
-    run = Run(out or Path("runs") / f"{Path(asked.model).name}-pruned")
+    run = Run(out or usual_folder(asked.model, "-pruned"))
     with run.locked():
         return _prune(run, asked)
 
