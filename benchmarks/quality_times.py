@@ -23,7 +23,7 @@ from puzzle.hardware.measure import random_model
 from puzzle.parent import Parent
 from puzzle.run import Run, fingerprint
 
-REPEATS = 7  # generations of a child and of the parent, in turn
+REPEATS = 5  # generations of a child and of the parent, in turn
 CPU = torch.device("cpu")
 CUT = re.compile(r"hidden(\d+)\.heads(\d+)\.kv(\d+)\.ffn(\d+)\.layers([\d_-]+)")
 
