@@ -37,7 +37,7 @@ def _reader(unit: str, example: str, *words: str) -> PlainValidator:
             amount = units.parse(str(value))
         except ValueError:
             raise ValueError(expected) from None
-        if not amount.positive:
+        if _absolute(amount, of_parent=1.0) <= 0:
             raise ValueError(f"{expected}, above 0")
         if isinstance(amount, Quantity) and amount.unit != unit:
             raise ValueError(expected)

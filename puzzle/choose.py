@@ -48,7 +48,8 @@ def choose(menu: Menu, count: int = 1) -> list[Choice]:
 
     Each further child differs from every earlier one in a fifth of its layers, or inside a region
     in half as many as may change where those are fewer; there may be fewer than `count`. The first
-    is the best there is, further ones within a thousandth of it (their `proof` says so).
+    is the best there is, further ones lose a thousandth more than the best left at most (their
+    `proof` says so).
 
     Raises:
         InfeasibleError: no child keeps it; names the limit that binds and the cheapest child.

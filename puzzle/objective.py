@@ -110,7 +110,6 @@ def run_trunk(
 
 
 @torch.no_grad()
-@torch.no_grad()
 def check_head(name: str, model: Any) -> None:
     """PuzzleError where a model's logits are not those of its head on its last hidden states."""
     tokens_ST = torch.arange(min(LOOK, model.config.vocab_size))[None]

@@ -44,10 +44,10 @@ def usual_folder(model: str, suffix: str = "") -> Path:
     """Where a run of this model lies unless told otherwise: `runs/<its name>`.
 
     >>> str(usual_folder("HuggingFaceTB/SmolLM2-135M")), str(usual_folder("runs/mine-pruned/hf"))
-    ('runs/SmolLM2-135M', 'runs/mine-pruned')
+    ('runs/SmolLM2-135M', 'runs/mine-pruned-hf')
     """
     path = Path(model).resolve()
-    name = path.parent.name if path.name == "hf" else path.name  # of a checkpoint of ours
+    name = f"{path.parent.name}-hf" if path.name == "hf" else path.name  # a checkpoint of ours
     return Path("runs") / f"{name}{suffix}"
 
 

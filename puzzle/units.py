@@ -41,11 +41,6 @@ class Quantity:
     value: float
     unit: str
 
-    @property
-    def positive(self) -> bool:
-        """Whether it is more than nothing."""
-        return self.value > 0
-
     def __str__(self) -> str:
         """The shortest text that parses to the same value."""
         for written, scale in _SCALES[self.unit].items():
@@ -60,11 +55,6 @@ class Relative:
     """An amount as a multiple of the parent's own."""
 
     factor: float
-
-    @property
-    def positive(self) -> bool:
-        """Whether it is more than nothing."""
-        return self.factor > 0
 
     def __str__(self) -> str:
         return f"{self.factor!r}x"

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from puzzle.hardware.measure import Case
 
 SETUP_S, SAMPLES, LEAST_S = 0.1, 9, 0.3  # what one timing takes, for the plan
-TURNS = {"cpu": 3, "cuda": 1}  # of all cases: a processor's clock drifts, with it what runs by then
+TURNS = {"cpu": 3, "cuda": 1}  # of all cases: a processor's clock drifts within minutes
 STEADY = 0.1  # spread of a timing that is believed at once
 AGAIN = 4  # times that others are taken anew
 _Key = tuple[str, str, int, int, str]
