@@ -6,7 +6,8 @@
 
 Goals are .9, .75, .6 and .5 of the parent's time per request on this CPU (a prompt of 128 tokens
 and 64 new ones, as `throughput_cpu.py` measures) and of its parameters. The methods are those of
-`quality_methods.py`. All learn from the same calibration text, which the parent wrote itself, and
+`quality_methods.py`; what picks blocks of the library enters mended, and as it is assembled under
+`METHOD, not mended`. All learn from the same calibration text, which the parent wrote itself, and
 choose by the same scoring text; children are examined on other web text and on WordNet questions
 that nothing is chosen by. Rows say what taught them, and only such are compared as the same text
 taught. `GOAL/METHOD/healed` heals a child with 100,000 tokens that the parent wrote, by cosine +
@@ -38,7 +39,7 @@ import torch
 from cpu_menu import TAUGHT, library, scored, unpruned
 from quality_contest import LENGTH, Contest, Entry, Goal
 from quality_figure import MEASURED, draw
-from quality_methods import METHODS, OTHERS, OURS, UNIFORM
+from quality_methods import ASSEMBLED, METHODS, OTHERS, OURS, UNIFORM
 from quality_times import speed
 from scoring_bench import DTYPE, MODEL
 
@@ -57,6 +58,7 @@ GOALS = [Goal(of, share) for of in ("time", "parameters") for share in SHARES]
 HEAL = Heal(tokens=100_000, batch_tokens=2_000, learning_rate=2e-4, dtype=DTYPE)
 SEEDS = range(3)
 RATIO = "kl_over_best_baseline"
+OVER_UNIFORM = {"kl_over_uniform_refit": ASSEMBLED, "kl_over_uniform_mended": ""}  # both of them
 DRAWS = 10_000  # of a bootstrap
 Row = dict[str, Any]
 
@@ -148,10 +150,11 @@ def _figures(by_method: dict[str, Row]) -> dict[str, Any]:
         found[RATIO] = round(ours["kl"] / best["kl"], 4)
         found["kl_over_best_baseline_interval"] = interval(ours["kls"], best["kls"])
         found["best_baseline"] = best["method"]
-    if ours and UNIFORM in by_method:
-        uniform = by_method[UNIFORM]
-        found["kl_over_uniform_refit"] = round(ours["kl"] / uniform["kl"], 4)
-        found["kl_over_uniform_refit_interval"] = interval(ours["kls"], uniform["kls"])
+    for name, suffix in OVER_UNIFORM.items():
+        one, other = (by_method.get(method + suffix) for method in (OURS, UNIFORM))
+        if one and other:
+            found[name] = round(one["kl"] / other["kl"], 4)
+            found[f"{name}_interval"] = interval(one["kls"], other["kls"])
     if ours and "minitron" in by_method:
         gap = paired(ours["right"], by_method["minitron"]["right"])
         found["accuracy_minus_minitron"], found["accuracy_minus_minitron_std_error"] = gap
@@ -163,25 +166,37 @@ def _at_equal_size(share: str, rows: Sequence[Row]) -> dict[str, float]:
 
     A method's log KL lies on the line through its two measured sizes nearest to ours.
     """
-    ours = next((row for row in rows if (row["method"], row["share"]) == (OURS, share)), None)
-    if not ours or MEASURED[ours["of"]] not in ours:
-        return {}
-    size = ours[MEASURED[ours["of"]]]
-    there = {}
-    for method in (*OTHERS, UNIFORM):
-        points = {
-            row[MEASURED[row["of"]]]: np.log(row["kl"])
-            for row in rows
-            if (row["method"], row["taught"]) == (method, ours["taught"])
-            and MEASURED[row["of"]] in row
-        }
-        if len(points) > 1:
-            one, other = sorted(points, key=lambda at: abs(at - size))[:2]
-            slope = (points[other] - points[one]) / (other - one)
-            there[method] = float(np.exp(points[one] + slope * (size - one)))
-    least = min((kl for method, kl in there.items() if method in OTHERS), default=None)
-    bases = {RATIO: least, "kl_over_uniform_refit": there.get(UNIFORM)}
-    return {f"{name}_at_equal_size": round(ours["kl"] / kl, 4) for name, kl in bases.items() if kl}
+    ours = {
+        suffix: row
+        for row in rows
+        for suffix in OVER_UNIFORM.values()
+        if (row["method"], row["share"]) == (OURS + suffix, share) and MEASURED[row["of"]] in row
+    }
+    found = {
+        name: ours[suffix]["kl"] / kl
+        for name, suffix in OVER_UNIFORM.items()
+        if suffix in ours and (kl := _kl_at(UNIFORM + suffix, ours[suffix], rows))
+    }
+    if "" in ours:
+        kls = [kl for method in OTHERS if (kl := _kl_at(method, ours[""], rows))]
+        found |= {RATIO: ours[""]["kl"] / min(kls)} if kls else {}
+    return {f"{name}_at_equal_size": round(value, 4) for name, value in found.items()}
+
+
+def _kl_at(method: str, ours: Row, rows: Sequence[Row]) -> float | None:
+    """The KL of a method at the size of our row; None where only one of its sizes is measured."""
+    measured = MEASURED[ours["of"]]
+    size = ours[measured]
+    points = {
+        row[measured]: np.log(row["kl"])
+        for row in rows
+        if (row["method"], row["taught"]) == (method, ours["taught"]) and measured in row
+    }
+    if len(points) < 2:
+        return None
+    one, other = sorted(points, key=lambda at: abs(at - size))[:2]
+    slope = (points[other] - points[one]) / (other - one)
+    return float(np.exp(points[one] + slope * (size - one)))
 
 
 def interval(ours: Sequence[float], others: Sequence[float]) -> list[float]:

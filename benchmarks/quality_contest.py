@@ -19,6 +19,7 @@ from puzzle.budget import Budget
 from puzzle.device import multiplied_in
 from puzzle.evaluate import Evaluation, Reading, answers, by_sequence
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
+from puzzle.measure import kl_of
 from puzzle.menu import Menu
 from puzzle.modules import Weights
 from puzzle.run import fingerprint
@@ -91,6 +92,16 @@ class Contest:
     def menu(self, goal: Goal) -> Menu:
         """What methods that pick blocks choose from."""
         return cpu_menu(self.bench, goal.budget)
+
+    def scoring_kl(self, entry: Entry) -> float:
+        """KL(parent || child) a token on the scoring text, computed at most once."""
+
+        def measured() -> float:
+            return kl_of(self.library, entry.make())
+
+        inputs = fingerprint(entry.inputs, corpus.digest(self.bench.texts["scoring"]))
+        found: float = self.run.remember(f"bench/quality/near/{inputs}", inputs, measured)
+        return found
 
     def examined(self, name: str, entry: Entry) -> dict[str, Any]:
         """What a child is worth, computed at most once; its time is `quality_times.py`'s."""

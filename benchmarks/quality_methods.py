@@ -1,13 +1,14 @@
 """The entrants of `quality.py`: the search, its ablations, and other people's methods.
 
-Ablations pick blocks of the same library by simpler rules and are mended as the search's child is.
+Ablations pick blocks of the same library by simpler rules. All that is picked is entered twice:
+mended, and as it is assembled from blocks that were refit and distilled.
 Other people's methods prune the parent as they are published: no blocks, refits or mending of ours.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -42,31 +43,49 @@ from puzzle.swap import Blocks
 from puzzle.trial import trial
 
 JUDGED = 6  # Minitron's cuts of a kind that are measured
+MENDED = 3  # uniform children, of which the nearest is entered
 SLACK = 1.02  # of a goal, that sizes which come in steps may overshoot
 
 Method = Callable[[Contest, Goal], Entry]
 
 
-def picked(pick: Callable[[Contest, Menu], Choice]) -> Method:
-    """A method that picks a block of the library for every layer."""
+def picked(pick: Callable[[Contest, Menu], Sequence[Choice]], *, mending: bool = True) -> Method:
+    """A method that picks a block of the library for every layer.
+
+    Of several children the nearest on the scoring text is entered, mended or as assembled.
+    """
+    made = mended if mending else assembled
 
     def enter(contest: Contest, goal: Goal) -> Entry:
         menu = contest.menu(goal)
-        choice = pick(contest, menu)
-        return mended(contest, choice.blocks, _share(goal, menu, choice), choice.loss)
+        picks = pick(contest, menu)
+        entries = [made(contest, each, _share(goal, menu, each)) for each in picks]
+        return min(entries, key=contest.scoring_kl) if len(entries) > 1 else entries[0]
 
     return enter
 
 
-def mended(contest: Contest, blocks: Blocks, share: float, loss: float) -> Entry:
-    """The child of these blocks of the library, of which a search foretold share and KL."""
-    names = [str(block) for block in blocks]
+def assembled(contest: Contest, choice: Choice, share: float) -> Entry:
+    """The child of these blocks as the library has them, refit and distilled."""
+    names = [str(block) for block in choice.blocks]
+    inputs = fingerprint("assembled", contest.bench.inputs, names)
+    make = partial(assemble, contest.library, choice.blocks)
+    rebuild = partial(from_weights, contest.library, choice.blocks)
+    foretold = choice.loss if choice.measured_kl is None else choice.measured_kl
+    return Entry(" ".join(names), inputs, make, rebuild, share, foretold)
+
+
+def mended(contest: Contest, choice: Choice, share: float) -> Entry:
+    """The same child, mended."""
+    entry = assembled(contest, choice, share)
     inputs = fingerprint(
-        "mended", contest.bench.inputs, contest.bench.parts, MEND.model_dump(), names
+        "mended",
+        contest.bench.inputs,
+        contest.bench.parts,
+        MEND.model_dump(),
+        entry.description.split(),
     )
-    make = partial(_mended, contest, blocks, inputs)
-    rebuild = partial(from_weights, contest.library, blocks)
-    return Entry(" ".join(names), inputs, make, rebuild, share, loss)
+    return replace(entry, inputs=inputs, make=partial(_mended, contest, choice.blocks, inputs))
 
 
 def _share(goal: Goal, menu: Menu, choice: Choice) -> float:
@@ -77,15 +96,18 @@ def _share(goal: Goal, menu: Menu, choice: Choice) -> float:
 
 def _mended(contest: Contest, blocks: Blocks, inputs: str) -> PuzzleForCausalLM:
     library, parts, name = contest.library, contest.bench.parts, f"bench/quality/mended/{inputs}"
-    weights = mend(library, blocks, parts, MEND, name=name, inputs=inputs)
-    found = nearest(library, blocks, weights)
-    contest.run.forget(name)
-    return found
+    return nearest(library, blocks, mend(library, blocks, parts, MEND, name=name, inputs=inputs))
 
 
-def _best_uniform(contest: Contest, menu: Menu) -> Choice:
-    """The nearest to the parent of the best by their scores."""
-    return trial(contest.library, uniform(menu)[:FINALISTS])[0]
+def _best_uniform(contest: Contest, menu: Menu) -> list[Choice]:
+    """Of the best by their scores those nearest to the parent."""
+
+    def tried() -> list[dict[str, Any]]:
+        return [each.as_record() for each in trial(contest.library, uniform(menu)[:FINALISTS])]
+
+    inputs = fingerprint(contest.bench.inputs, menu.digest(), FINALISTS)
+    found = contest.run.remember(f"bench/searched/uniform.{menu.budget.name}", inputs, tried)
+    return [Choice.from_record(record) for record in found[:MENDED]]
 
 
 def influence(contest: Contest, goal: Goal) -> Entry:
@@ -252,6 +274,15 @@ class Peer:
 
 OURS = "puzzle"
 UNIFORM = "uniform"
+ASSEMBLED = ", not mended"
+PICKED: dict[str, Callable[[Contest, Menu], Sequence[Choice]]] = {
+    OURS: lambda contest, menu: [searched(contest.bench, menu)],
+    UNIFORM: _best_uniform,
+    "greedy": lambda _, menu: greedy(menu)[:1],
+    "random": lambda _, menu: random_child(menu, seed=0, tries=1)[:1],
+    "most parameters": lambda _, menu: max_parameters(menu)[:1],
+    "only removals": lambda _, menu: noop_only(menu)[:1],
+}
 OTHERS: dict[str, Method] = {
     "minitron": minitron,
     "block influence": influence,
@@ -259,11 +290,7 @@ OTHERS: dict[str, Method] = {
     "optipfair": Peer("optipfair", {"width": _ffn_channels, "depth": _layers_alone}),
 }
 METHODS: dict[str, Method] = {
-    OURS: picked(lambda contest, menu: searched(contest.bench, menu)),
-    UNIFORM: picked(_best_uniform),
+    **{name: picked(pick) for name, pick in PICKED.items()},
+    **{name + ASSEMBLED: picked(pick, mending=False) for name, pick in PICKED.items()},
     **OTHERS,
-    "greedy": picked(lambda _, menu: greedy(menu)[0]),
-    "random": picked(lambda _, menu: random_child(menu, seed=0, tries=1)[0]),
-    "most parameters": picked(lambda _, menu: max_parameters(menu)[0]),
-    "only removals": picked(lambda _, menu: noop_only(menu)[0]),
 }

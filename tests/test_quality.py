@@ -66,6 +66,8 @@ def test_the_summary_compares_with_the_nearest_of_other_peoples_methods(
     rows = [
         row("puzzle", [1.0, 3.0], "11"),
         row("uniform", [2.0, 3.0]),
+        row("puzzle, not mended", [3.0, 3.0]),
+        row("uniform, not mended", [4.0, 8.0]),
         row("minitron", [8.0, 8.0], "01"),
         row("optipfair", [4.0, 4.0], time_share=0.7),
         row("torch-pruning", [2.0, 2.0], taught="embedded corpus"),
@@ -78,7 +80,8 @@ def test_the_summary_compares_with_the_nearest_of_other_peoples_methods(
     assert found["best_baseline"] == {"0.75": "optipfair"}
     assert found["compared_with"] == {"0.75": ["minitron", "optipfair"]}
     assert found["measured_shares"] == {"0.75": [0.75, 0.7]}
-    assert found["kl_over_uniform_refit"] == {"0.75": 0.8}
+    assert found["kl_over_uniform_mended"] == {"0.75": 0.8}
+    assert found["kl_over_uniform_refit"] == {"0.75": 0.5}
     assert found["accuracy_minus_minitron"] == {"0.75": 0.5}
     assert "kl_over_best_baseline_healed" not in found  # nothing to compare with
     assert found["summary_parameters"] == {}
@@ -99,10 +102,16 @@ def test_methods_are_also_compared_at_the_size_that_ours_was_measured_to_have(
         line("minitron", "0.6", 0.79, healed_tokens=quality.HEAL.tokens),
         row("optipfair", [1e-3, 1e-3], time_share=0.7),
         *(line("uniform", share, size) for share, size in (("0.75", 0.6), ("0.9", 0.7))),
+        row("puzzle, not mended", [0.04, 0.04], time_share=0.8),
+        *(
+            line("uniform, not mended", share, size)
+            for share, size in (("0.75", 0.6), ("0.9", 0.7))
+        ),
     ]
     found = quality.summary(rows)
     assert found["kl_over_best_baseline_at_equal_size"] == {"0.75": pytest.approx(0.64)}
-    assert found["kl_over_uniform_refit_at_equal_size"] == {"0.75": pytest.approx(0.64)}
+    assert found["kl_over_uniform_mended_at_equal_size"] == {"0.75": pytest.approx(0.64)}
+    assert found["kl_over_uniform_refit_at_equal_size"] == {"0.75": pytest.approx(1.28)}
 
 
 def test_seeds_are_summed_up_each_on_its_own(quality: ModuleType) -> None:
