@@ -10,8 +10,8 @@ import throughput_cpu
 from scoring_bench import DTYPE, MODEL, Bench, Scale, fisher
 
 from puzzle.budget import Budget
-from puzzle.choose import choose
 from puzzle.config import Mend, Scoring, Space
+from puzzle.finalists import finalists
 from puzzle.hardware.price import cost_source, price
 from puzzle.hardware.profile import Profile
 from puzzle.hardware.throughput import reference_of
@@ -21,7 +21,6 @@ from puzzle.rounds import further
 from puzzle.run import fingerprint
 from puzzle.score import scores
 from puzzle.space import layer_blocks
-from puzzle.trial import trial
 
 SPACE = Space(
     attention=("gqa3", "groups2", "groups1", "gqa1", "linear", "noop"),
@@ -79,11 +78,11 @@ def searched(bench: Bench, menu: Menu) -> Choice:
     """The child of a search: of the best by their scores the best measured, then in rounds."""
 
     def best() -> dict[str, Any]:
-        first = trial(bench.library, choose(menu, FINALISTS))[0]
+        first = finalists(bench.library, menu, FINALISTS)[0]
         later = further(bench.library, menu, first, ROUNDS, Scoring(samples=bench.scale.samples))
         return [first, *later][-1].as_record()
 
-    inputs = fingerprint(menu.digest(), FINALISTS, ROUNDS)
+    inputs = fingerprint("at several weights", menu.digest(), FINALISTS, ROUNDS)
     return Choice.from_record(
         bench.run.remember(f"bench/searched/{menu.budget.name}", inputs, best)
     )

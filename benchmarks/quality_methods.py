@@ -43,7 +43,7 @@ from puzzle.swap import Blocks
 from puzzle.trial import trial
 
 JUDGED = 6  # Minitron's cuts of a kind that are measured
-MENDED = 3  # uniform children, of which the nearest is entered
+MENDED, FARTHER = 3, 1.25  # uniform children that are mended, and how much farther than the first
 SLACK = 1.02  # of a goal, that sizes which come in steps may overshoot
 
 Method = Callable[[Contest, Goal], Entry]
@@ -100,14 +100,16 @@ def _mended(contest: Contest, blocks: Blocks, inputs: str) -> PuzzleForCausalLM:
 
 
 def _best_uniform(contest: Contest, menu: Menu) -> list[Choice]:
-    """Of the best by their scores those nearest to the parent."""
+    """Of the best by their scores those nearest to the parent, nearest first."""
 
     def tried() -> list[dict[str, Any]]:
         return [each.as_record() for each in trial(contest.library, uniform(menu)[:FINALISTS])]
 
     inputs = fingerprint(contest.bench.inputs, menu.digest(), FINALISTS)
     found = contest.run.remember(f"bench/searched/uniform.{menu.budget.name}", inputs, tried)
-    return [Choice.from_record(record) for record in found[:MENDED]]
+    nearest = found[0]["measured_kl"] * FARTHER
+    near = [record for record in found[:MENDED] if record["measured_kl"] <= nearest]
+    return [Choice.from_record(record) for record in near]
 
 
 def influence(contest: Contest, goal: Goal) -> Entry:

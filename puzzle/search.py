@@ -4,8 +4,9 @@
 2. Distill  every variant of every layer on its own, from those streams: the block library.
 3. Score    every composed block, and every run of layers removed: the KL it would cost.
 4. Choose   one block per layer, the least summed score within the budget, by integer programming,
-            on request again with exact scores where picked blocks are in doubt; the best few are
-            measured, and the nearest to the parent is the child, or one still nearer around it.
+            on request again with exact scores where picked blocks are in doubt; the best few at
+            several weights of FFN to attention losses are measured, and the nearest to the parent
+            is the child, or one still nearer around it.
 5. Mend     the assembled child: layer by layer, its last matrices are refit on its own stream and
             the whole layer is distilled there; on request FFNs that follow each other without
             attention are fused.
@@ -45,6 +46,7 @@ from puzzle.export.gguf import check_writable
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
 from puzzle.export.rewrite import Child
 from puzzle.export.targets import check_family
+from puzzle.finalists import finalists
 from puzzle.fuse import fuse
 from puzzle.hardware.price import cost_source, price
 from puzzle.hardware.throughput import reference_of
@@ -366,23 +368,26 @@ def _choose(
     def record() -> dict[str, Any]:
         own = {"blocks": [str(block) for block in parent.blocks], "prediction": asdict(menu.parent)}
         settled, exact = settle(library, menu, found, config.score.exact)
-        first = trial(library, choose(settled, count))
+        first = finalists(library, settled, count)
         later = further(library, settled, first[0], config.choose.rounds, config.score)
-        finalists = [choice.as_record() for choice in (*reversed(later), *first)]
+        tried = [choice.as_record() for choice in (*reversed(later), *first)]
         plain = [choice.as_record() for choice in trial(library, uniform(settled)[:count])]
         return {
             "budget": budget.model_dump(mode="json"),
             "models": {
                 "parent": own,
                 "uniform": next(iter(plain), None),
-                "child": finalists[0],
+                "child": tried[0],
             },
-            "finalists": finalists,
+            "finalists": tried,
             "exact": {records.exact(swap.layer, swap.blocks): kl for swap, kl in exact.items()},
         }
 
     inputs = fingerprint(
-        "solution", menu.digest(), config.choose.model_dump(), config.score.model_dump()
+        "solution at several weights",
+        menu.digest(),
+        config.choose.model_dump(),
+        config.score.model_dump(),
     )
     models = run.remember(records.solution(budget.name), inputs, record)["models"]
     choice = Choice.from_record(models["child"])
