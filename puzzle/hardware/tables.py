@@ -62,6 +62,8 @@ def shape_key(shape: Shape) -> str:
     >>> from puzzle.hardware.published import model
     >>> shape_key(model("llama-3.1-8b")[0])
     '4096-32x128-v128256'
+    >>> shape_key(model("mixtral-8x7b")[0])  # so many experts a token, of so many channels
+    '4096-32x128-v32000-e2x14336'
     """
     marks = "".join(
         mark
@@ -69,7 +71,8 @@ def shape_key(shape: Shape) -> str:
         if held
     )
     sizes = f"{shape.hidden_size}-{shape.heads}x{shape.head_dim}-v{shape.vocab_size}"
-    return f"{sizes}-{marks}" if marks else sizes
+    experts = f"e{shape.experts_per_token}x{shape.expert_size}" if shape.experts else ""
+    return "-".join(filter(None, (sizes, experts, marks)))
 
 
 def read_table(path: Path) -> list[Timing]:
