@@ -220,6 +220,17 @@ class PuzzlePreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
 
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True  # the families' own attention looks it up, in a configuration a layer
+
+    def set_attn_implementation(self, *said: Any, **options: Any) -> None:
+        super().set_attn_implementation(*said, **options)
+        layers = (module for module in self.modules() if isinstance(module, PuzzleLayer))
+        for own in (getattr(layer.self_attn, "config", None) for layer in layers):
+            if own is not None:
+                own._attn_implementation = self.config._attn_implementation
+
 
 class PuzzleModel(PuzzlePreTrainedModel):
     """Embedding, layers that differ, final norm."""

@@ -57,10 +57,24 @@ def test_kernels_that_take_windows_and_no_masks_are_told_the_windows(family: str
     model, tokens = child(family, WINDOWED), torch.arange(12)[None]
     with torch.no_grad():
         wanted = model(tokens).logits
-        for layer in model.model.layers:
-            layer.self_attn.config._attn_implementation = "seeing"
+        model.set_attn_implementation("seeing")
         found = model(tokens).logits
     assert torch.allclose(found, wanted, atol=1e-4)
+
+
+def test_another_attention_reaches_every_layer() -> None:
+    model = child("llama", ["gqa2+ffn48", "linear+ffn48", "gqa1+noop"])
+    used: list[int] = []
+
+    def watching(module: Any, *said: Any, **options: Any) -> Any:
+        used.append(module.layer_idx)
+        return seeing(module, *said, **options)
+
+    AttentionInterface.register("watching", watching)
+    model.set_attn_implementation("watching")
+    with torch.no_grad():
+        model(torch.arange(12)[None])
+    assert len(used) == 2
 
 
 def test_a_loss_over_several_batches_counts_their_tokens() -> None:
