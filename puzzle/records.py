@@ -11,7 +11,8 @@ scores/exact/L07.gqa1+ffn256    what one block, or the removal of layers 7 to 9,
 scores/exact/L07-09.noop+noop
 scores/around/L07               what blocks would change in the child last looked around
 costs/<hardware>/<budget>       what every block costs, at every batch
-solutions/<budget>              the chosen blocks, what they cost and what is proven
+solutions/<budget>              the chosen blocks, what they cost and what is proven; in .txt the
+                                blocks alone, in .yaml the budget, where it was healed by its name
 children/<budget>/M.L07         the mended layer 7 of M: the child, or the uniform child
 children/<budget>/healed        the healed child's tensors; healed.part/ while they are made
 children/<budget>/corrected     the parent that taught it, where it learned the text first

@@ -48,12 +48,18 @@ COLUMNS = {
 _BLOCKS_OF = {"healed": "child"}
 
 
+def chosen(run: Run) -> list[str]:
+    """The budgets that a run has chosen a child for, the last one last."""
+    names = [Path(name).name for name in run.names("solutions/*.json")]
+    return sorted(names, key=lambda name: run.written(records.solution(name)))
+
+
 def open_result(folder: str | Path, budget: str | None = None) -> Result:
     """A run's result for a budget; without a budget, the one chosen last."""
     run = Run.existing(folder)
-    names = [Path(name).name for name in run.names("solutions/*.json")]
+    names = chosen(run)
     if budget is None and names:
-        budget = max(names, key=lambda name: run.written(records.solution(name)))
+        budget = names[-1]
     if budget not in names:
         raise PuzzleError(
             f"{folder} has nothing chosen for budget {budget}; it has {', '.join(names) or 'none'}"
@@ -103,7 +109,8 @@ class Result:
         if not made:
             raise PuzzleError(
                 f"{self.run.folder} has chosen a child for budget {self.name} but not healed it; "
-                "run `puzzle search` with that budget first, or name another with --budget"
+                f"run `puzzle heal {self.run.folder} --budget {self.name}` first, or name another "
+                "with --budget"
             )
         blocks = map(Block.parse, made["written"])
         return Architecture(self.architecture.parent, tuple(blocks))

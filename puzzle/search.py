@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from puzzle import corpus, records
 from puzzle.architecture import Architecture
@@ -61,7 +62,7 @@ from puzzle.parent import Parent, open_parent
 from puzzle.provenance import provenance
 from puzzle.ranks import here
 from puzzle.report import model_card, write_report
-from puzzle.result import Result
+from puzzle.result import Result, chosen
 from puzzle.rounds import further
 from puzzle.run import CONFIG, Run, fingerprint, usual_folder
 from puzzle.score import require_current, score, scores
@@ -134,13 +135,25 @@ def heal_again(out: str | Path, *, settings: Sequence[str], watch: Watch | None 
 
     Args:
         out: the run directory of a finished search.
-        settings: what is to be different, like `heal.cosine=0`, or the `budget` of the child.
+        settings: what is to be different, like `heal.cosine=0`, or the child's `budget`: the name
+            of one that a child is chosen for, or any that a search takes. The one chosen last
+            unless told.
         watch: called after every step, for a tracker beside TensorBoard.
     """
     run = Run.existing(out)
-    config = load_config(run.folder / CONFIG, settings)
+    last = [f"budget={json.dumps(name)}" for name in chosen(run)[-1:]]
+    config = load_config(run.folder / CONFIG, [*last, *settings])
     with run.locked():
-        return _search(run, config, watch)
+        return _search(run, _with_own_budget(run, config), watch)
+
+
+def _with_own_budget(run: Run, config: Config) -> Config:
+    """The configuration with a file for its budget, where that names one the run has chosen for."""
+    if config.budget not in chosen(run):
+        return config
+    name = records.solution(config.budget)
+    text = yaml.safe_dump(run.load(name)["budget"], sort_keys=False)
+    return config.model_copy(update={"budget": str(run.write_text(f"{name}.yaml", text))})
 
 
 def _search(run: Run, config: Config, watch: Watch | None) -> Result:

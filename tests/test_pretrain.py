@@ -14,11 +14,13 @@ from safetensors.torch import load_file
 from tiny import SETTINGS
 
 import puzzle
-from puzzle import open_result, search
+from puzzle import PuzzleError, open_result, search, solve
 from puzzle.cli import main
 from puzzle.config import load_config
 from puzzle.pretrain import pretrain
 from puzzle.result import Result
+from puzzle.run import Run
+from puzzle.status import progress as status_of
 from puzzle.training import Progress
 
 FEW = ["--set", "heal.tokens=1024", "--set", "heal.batch_tokens=128", "--set", "sequence_length=32"]
@@ -64,6 +66,32 @@ def test_a_run_healed_anew_is_one_configured_so(
     )
     assert all(torch.equal(a, load_file(other)[name]) for name, a in load_file(one).items())
     assert list(open_result(again).healing.columns) == ["kl", "lm", "learning_rate"]
+
+
+@pytest.mark.parametrize(("name", "named"), [("looser", True), ("h100-1gpu", False)])
+def test_the_child_of_a_budget_solved_later_is_healed_by_its_name_or_as_the_last_chosen(
+    heal, result: Result, tmp_path: Path, name: str, named: bool
+) -> None:
+    """From the run alone, the file being gone; also where a budget that is shipped has its name."""
+    run = shutil.copytree(result.run.folder, tmp_path / "run")
+    budget = tmp_path / f"{name}.yaml"
+    budget.write_text(
+        "hardware: h100-sxm\n"
+        "workload: {prompt_tokens: 100, new_tokens: 28, batches: [16, 64]}\n"
+        "targets: {throughput: 1.2x}\n"
+    )
+    chosen = solve(run, str(budget))
+    assert chosen.architecture != result.architecture
+    budget.unlink()
+    with pytest.raises(PuzzleError, match=f"run `puzzle heal {run} --budget {name}` first"):
+        _ = chosen.written
+    code, _, err = heal(run, *(("--budget", name) if named else ()))
+    assert code == 0, err
+    healed = open_result(run, name)
+    assert healed.solution == chosen.solution
+    assert healed.written == chosen.architecture
+    assert healed.checkpoint.is_dir()
+    assert status_of(Run(run))["heal"] == (1, 1)
 
 
 def test_a_checkpoint_learns_text_and_loads_as_before(

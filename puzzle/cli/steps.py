@@ -49,7 +49,9 @@ def heal(
         list[str] | None, typer.Option(help="A text; several with weights: --data a.txt=0.7.")
     ] = None,
     teacher: Annotated[str | None, typer.Option(help="A checkpoint folder or hub id.")] = None,
-    budget: Annotated[str | None, typer.Option(help="Which budget's child of the run.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Which budget's child of the run; the last chosen.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Where a trained checkpoint goes.")] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="One setting, like heal.tokens=65536.")
@@ -101,7 +103,9 @@ def evaluate(
     data: Annotated[str | None, typer.Option(help="Other text than the run's own.")] = None,
     tasks: Annotated[str, typer.Option(help="lm-eval tasks, or YAML files of some: a,b.yaml")] = "",
     lengths: Annotated[str, typer.Option(help="Of texts that hide a number, in tokens.")] = "",
-    budget: Annotated[str | None, typer.Option(help="Which budget's child of a run.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Which budget's child of a run; the last chosen.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Where to keep what was found.")] = None,
 ) -> None:
     """Compare a child with its parent: text, questions, tasks, generation, long contexts."""
