@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -23,6 +23,9 @@ from puzzle.shape import Shape
 from puzzle.stored import stored
 
 PIECE = 4096  # bytes, of a tensor that a fingerprint looks at
+# of a hub's repository; weights may lie there twice, as original/ or consolidated ones too
+WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "LICENSE*", "NOTICE*")
+UNWANTED = ("*/*.safetensors", "consolidated*")
 
 
 class Parent:
@@ -153,15 +156,20 @@ def open_parent(model: str, dtype: str = "float32") -> Parent:
     Raises PuzzleError, in one sentence, for a folder without a checkpoint, a family that is not
     supported, a hub id that cannot be had.
     """
-    return Parent(checkpoint_folder(model), model, _dtype(dtype))
+    return Parent(checkpoint_folder(model, _read_config), model, _dtype(dtype))
 
 
-def checkpoint_folder(model: str) -> Path:
-    """Where `embedded`, a local folder or a hub id lies; PuzzleError where it cannot be had."""
+def checkpoint_folder(model: str, check: Callable[[Path, str], Any] | None = None) -> Path:
+    """Where `embedded`, a local folder or a hub id lies; PuzzleError where it cannot be had.
+
+    Args:
+        check: refuses a folder by its config.json, before weights are downloaded.
+    """
     if model == "embedded":
         return Path(str(resources.files("puzzle.data") / "parent"))
-    folder = Path(model) if Path(model).is_dir() else _download(model)
-    return _config_file(folder, model).parent
+    check, local = check or _config_file, Path(model).is_dir()
+    check(Path(model) if local else _download(model, "config.json"), model)
+    return Path(model) if local else _download(model, *WANTED)
 
 
 def load_tokenizer(folder: Path, name: str) -> Any:
@@ -218,12 +226,11 @@ def _dtype(name: str) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
-def _download(model: str) -> Path:
+def _download(model: str, *wanted: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-        return Path(snapshot_download(model, allow_patterns=patterns))
+        return Path(snapshot_download(model, allow_patterns=[*wanted], ignore_patterns=[*UNWANTED]))
     except Exception as error:
         raise PuzzleError(
             f"model {model!r} is neither a folder here nor a model the hub gives "

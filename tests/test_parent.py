@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from tiny import tiny_model
 
@@ -80,6 +81,61 @@ def test_a_missing_tokenizer_says_what_to_add(checkpoints: dict[str, Path]) -> N
 def test_a_folder_that_is_no_checkpoint_says_so(tmp_path: Path) -> None:
     with pytest.raises(PuzzleError, match=r"has no config\.json"):
         open_parent(str(tmp_path))
+
+
+@pytest.fixture
+def hub(checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the hub holds as someone/llama; what is downloaded lies in `cache` beside it."""
+    repository, cache = tmp_path / "repository", tmp_path / "cache"
+    shutil.copytree(checkpoints["llama"], repository)
+    (repository / "original").mkdir()
+    for name in ("LICENSE", "NOTICE", "consolidated.safetensors", "original/model.safetensors"):
+        (repository / name).write_text(name)
+
+    def snapshot_download(model: str, **patterns: list[str]) -> str:
+        assert model == "someone/llama"
+        paths = [path for path in repository.rglob("*") if path.is_file()]
+        names = [str(path.relative_to(repository)) for path in paths]
+        for name in filter_repo_objects(names, **patterns):
+            (cache / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(repository / name, cache / name)
+        return str(cache)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    return repository
+
+
+def test_of_a_hub_parent_come_its_licence_and_its_weights_once(hub: Path) -> None:
+    assert open_parent("someone/llama").family == "llama"
+    got = {path.name for path in (hub.parent / "cache").rglob("*")}
+    assert got == {
+        "LICENSE",
+        "NOTICE",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"model_type": "gpt2"}, "of the family 'gpt2'; supported families: llama"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "holds fp8 quantized weights"),
+        (None, r"has no config\.json"),
+    ],
+)
+def test_a_hub_parent_is_refused_before_its_weights_come(
+    hub: Path, fields: dict[str, object] | None, sentence: str
+) -> None:
+    path = hub / "config.json"
+    config = json.loads(path.read_text())
+    path.unlink()
+    if fields:
+        path.write_text(json.dumps({**config, **fields}))
+    with pytest.raises(PuzzleError, match=sentence):
+        open_parent("someone/llama")
+    assert not list((hub.parent / "cache").rglob("*.safetensors"))
 
 
 def test_a_change_in_the_middle_of_a_checkpoint_is_another_parent(
