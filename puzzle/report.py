@@ -76,6 +76,7 @@ pipeline_tag: text-generation
 
 Derived by [Puzzle](https://arxiv.org/abs/2411.19146): blocks made one by one, chosen by integer
 programming for the budget below, {_healing(config)}. Served by {served}.
+With transformers 5.17 or later:
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer

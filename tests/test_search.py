@@ -79,6 +79,7 @@ def test_the_card_says_what_was_asked_and_how_it_came_to_be(result: Result) -> N
     assert "base_model" not in head  # which is a folder here, that no hub knows
     assert result.reason() in text
     assert "tokens by cosine + KL, taught by the parent" in text
+    assert "With transformers 5.17 or later:" in text
     budget, provenance = (
         text.partition(f"```{kind}\n")[2].partition("```")[0] for kind in ("yaml", "json")
     )

@@ -15,7 +15,16 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+import transformers
 from torch import nn
+
+# the oldest that was tried; 4 and 5.0 make their masks from other arguments
+if tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 17):
+    raise ImportError(
+        f"this model's code needs transformers 5.17 or later, found {transformers.__version__}; "
+        "run `pip install -U transformers`"
+    )
+
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask

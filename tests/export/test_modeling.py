@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import weakref
 from typing import Any
 
@@ -11,6 +12,7 @@ import transformers
 from transformers import AttentionInterface
 
 from puzzle.blocks.variant import Block
+from puzzle.export import modeling_puzzle
 from puzzle.export.modeling_puzzle import PuzzleForCausalLM
 from puzzle.hardware.measure import random_model
 
@@ -27,6 +29,17 @@ SIZES = {
 FAMILIES = ["llama", "nemotron", "mistral", "qwen2", "qwen3"]
 TO = {"dtype": torch.float32, "device": "cpu"}
 WINDOWED = ["gqa2w4+ffn48", "gqa1w4+ffn48", "gqa2+ffn48"]
+
+
+@pytest.mark.parametrize("version", ["4.57.1", "5.0.0", "5.9.0.dev0"])
+def test_transformers_that_are_too_old_are_told_so_at_import(
+    version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transformers, "__version__", version)
+    with pytest.raises(
+        ImportError, match=f"needs transformers 5.17 or later, found {version}; run"
+    ):
+        runpy.run_path(modeling_puzzle.__file__)
 
 
 def child(family: str, blocks: list[str]) -> PuzzleForCausalLM:
