@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from pydantic_core import ErrorDetails
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -89,7 +92,8 @@ class Problem:
         put = object.__setattr__
         if not len(self.loss):
             raise ProblemError("a problem needs at least one group with its losses")
-        put(self, "loss", tuple(_losses(g, values) for g, values in enumerate(self.loss)))
+        losses = (_losses(f"group {g}", values) for g, values in enumerate(self.loss))
+        put(self, "loss", tuple(losses))
         put(self, "cost", {name: self._costs(name, table) for name, table in self.cost.items()})
         for field_name in ("limit", "at_least"):
             put(self, field_name, self._limits(field_name))
@@ -135,19 +139,9 @@ class Problem:
     def from_json(cls, text: str) -> Problem:
         """Read what `to_json` wrote."""
         try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ProblemError(f"not JSON: {error}") from error
-        if not isinstance(data, dict):
-            raise ProblemError(f"a problem is a JSON object, not {type(data).__name__}")
-        known = set(cls.__dataclass_fields__)
-        unknown, missing = sorted(set(data) - known), sorted({"loss", "cost", "limit"} - set(data))
-        if unknown or missing:
-            raise ProblemError(f"problem with unknown keys {unknown} and missing keys {missing}")
-        try:
-            return cls(**{**data, "rules": _read_rules(data.get("rules", {}))})
-        except (TypeError, AttributeError) as error:
-            raise ProblemError(f"loss, cost or limit do not read: {error}") from error
+            return cls(**dict(_Written.model_validate_json(text)))
+        except ValidationError as error:
+            raise ProblemError(_sentence(error.errors()[0])) from None
 
     def to_json(self) -> str:
         """One JSON object that `from_json` reads back to the same problem."""
@@ -176,19 +170,26 @@ class Problem:
             raise ProblemError(
                 f"cost {name!r} has {len(table)} groups where the loss has {self.groups}"
             )
-        read = tuple(_integers(name, g, values) for g, values in enumerate(table))
+        read = tuple(
+            _integers(f"cost {name!r} of group {g}", values) for g, values in enumerate(table)
+        )
         for g, (costs, losses) in enumerate(zip(read, self.loss)):
             if costs.shape != losses.shape:
                 raise ProblemError(
                     f"group {g} has {len(losses)} losses and {costs.size} costs {name!r}"
                 )
-        largest = sum(int(costs.max()) for costs in read)
-        if largest > INT64_SUM:
-            raise ProblemError(
-                f"costs {name!r} may add up to {largest}, beyond {INT64_SUM} (2**62); "
-                "use a larger unit"
-            )
         return read
+
+    def _check_sums(self, spans: Sequence[Span]) -> None:
+        for name, table in self.cost.items():
+            most = [int(costs.max()) for costs in table]  # of what starts at each group
+            for span in spans:
+                most[span.start] = max(most[span.start], int(span.cost[name]))
+            if sum(most) > INT64_SUM:
+                raise ProblemError(
+                    f"costs {name!r} may add up to {sum(most)}, beyond {INT64_SUM} (2**62); "
+                    "use a larger unit"
+                )
 
     def _limits(self, which: str) -> dict[str, int]:
         limits = {}
@@ -220,47 +221,50 @@ class Problem:
                 raise ProblemError(f"a rule names option {option} of group {g}, which is not there")
         for span in rules.spans:
             self._check_span(span)
+        self._check_sums(rules.spans)
         for earlier in rules.unlike:
-            if len(earlier.picks) != self.groups or earlier.at_most < 0:
+            if len(earlier.picks) != self.groups or not 0 <= earlier.at_most <= self.groups:
                 raise ProblemError(
                     f"an earlier solution has {len(earlier.picks)} picks of which "
                     f"{earlier.at_most} may recur; the problem has {self.groups} groups"
                 )
+            for g, pick in enumerate(earlier.picks):
+                if not -len(rules.spans) <= pick < len(self.loss[g]):
+                    raise ProblemError(
+                        f"an earlier solution picks option {pick} of group {g}, which is not there"
+                    )
         if rules.max_names is not None and (self.names is None or rules.max_names < 1):
             raise ProblemError(f"max_names {rules.max_names} needs names and must be at least 1")
         return rules
 
     def _check_span(self, span: Span) -> None:
+        where = f"span {span.start} to {span.stop}"
         if not 0 <= span.start < span.stop <= self.groups:
-            raise ProblemError(
-                f"span {span.start} to {span.stop} lies outside the {self.groups} groups"
-            )
+            raise ProblemError(f"{where} lies outside the {self.groups} groups")
         if set(span.cost) != set(self.cost):
             raise ProblemError(
-                f"span {span.start} to {span.stop} costs {sorted(span.cost)}; "
-                f"the problem's costs are {sorted(self.cost)}"
+                f"{where} costs {sorted(span.cost)}; the problem's costs are {sorted(self.cost)}"
             )
-        _losses(span.start, [span.loss])
+        _losses(where, [span.loss])
         for name, value in span.cost.items():
-            _integers(name, span.start, [value])
+            _integers(f"cost {name!r} of {where}", [value])
 
 
-def _losses(group: int, values: ArrayLike) -> Floats:
+def _losses(where: str, values: ArrayLike) -> Floats:
     try:
         read = np.array(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise ProblemError(f"the losses of group {group} are not numbers: {error}") from error
+        raise ProblemError(f"the losses of {where} are not numbers: {error}") from error
     if read.ndim != 1 or read.size == 0:
-        raise ProblemError(f"group {group} has losses of shape {read.shape}; it needs (options,)")
+        raise ProblemError(f"{where} has losses of shape {read.shape}; it needs (options,)")
     bad = np.flatnonzero(~np.isfinite(read))
     if bad.size:
-        raise ProblemError(f"option {bad[0]} of group {group} has loss {read[bad[0]]}")
+        raise ProblemError(f"option {bad[0]} of {where} has loss {read[bad[0]]}")
     read.setflags(write=False)
     return read
 
 
-def _integers(name: str, group: int, values: ArrayLike) -> Ints:
-    where = f"cost {name!r} of group {group}"
+def _integers(where: str, values: ArrayLike) -> Ints:
     try:
         raw = np.asarray(values)
     except (ValueError, OverflowError) as error:
@@ -284,24 +288,36 @@ def _integers(name: str, group: int, values: ArrayLike) -> Ints:
     return read
 
 
-def _read_rules(data: Mapping[str, Any]) -> Rules:
-    unknown = sorted(set(data) - set(Rules.__dataclass_fields__))
-    if unknown:
-        raise ProblemError(
-            f"unknown rules {unknown}; there are {sorted(Rules.__dataclass_fields__)}"
-        )
-    try:
-        return Rules(
-            forbidden=tuple((g, o) for g, o in data.get("forbidden", ())),
-            fixed=tuple((g, o) for g, o in data.get("fixed", ())),
-            spans=tuple(Span(**span) for span in data.get("spans", ())),
-            unlike=tuple(
-                Unlike(tuple(each["picks"]), each["at_most"]) for each in data.get("unlike", ())
-            ),
-            max_names=data.get("max_names"),
-        )
-    except (TypeError, KeyError, ValueError) as error:
-        raise ProblemError(f"the rules do not read: {error}") from error
+class _Written(BaseModel):
+    """A problem as JSON has it: the types of its fields, down to the last number."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    loss: list[list[float]]
+    cost: dict[str, list[list[int]]]
+    limit: dict[str, int]
+    at_least: dict[str, int] = {}
+    names: list[list[str]] | None = None
+    rules: Rules = Rules()
+
+
+_WORDS = {
+    "missing": "is missing",
+    "extra_forbidden": "is not known",
+    "unexpected_keyword_argument": "is not known",
+}
+
+
+def _sentence(error: ErrorDetails) -> str:
+    """One mistake in a file: where, what is there, and what should be."""
+    if error["type"] == "json_invalid":
+        return f"not JSON: {error['ctx']['error']}"
+    keys = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in error["loc"])
+    where, message = keys.removeprefix(".") or "the problem", error["msg"]
+    expected = message.removeprefix("Input should be ")
+    if expected != message:
+        return f"{where} is {reprlib.repr(error['input'])}, expected {expected}"
+    return f"{where} {_WORDS.get(error['type'], f'does not read: {message}')}"
 
 
 @dataclass(frozen=True)

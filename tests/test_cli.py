@@ -98,10 +98,10 @@ def test_a_problem_of_your_own_is_solved_or_refused(run, tmp_path) -> None:
     code, out, _ = run("solve", "--problem", path)
     assert code == 3
     assert "infeasible" in out
-    path.write_text("{")
+    path.write_text('{"loss": [[0]], "cost": {}, "limit": {}, "rules": {"fixed": [["a", 0]]}}')
     code, _, err = run("solve", "--problem", path)
     assert code == 2
-    assert err.count("\n") == 1
+    assert err == f"puzzle: {path}: rules.fixed[0][0] is 'a', expected a valid integer\n"
 
 
 def test_what_is_profiled_is_the_parent_of_a_search_unless_said_otherwise(run, tmp_path) -> None:
