@@ -77,6 +77,28 @@ def test_export_writes_for_an_engine_and_check_looks_at_it(run, result: Result, 
     assert (code, err) == (2, "puzzle: there is no export for 'vlm'; did you mean 'vllm'?\n")
 
 
+@pytest.mark.parametrize(
+    ("engine", "sentence"),
+    [
+        ("vllm", "mine exists and is no checkpoint that Puzzle wrote; choose another folder"),
+        ("hf", "mine exists and is no checkpoint that Puzzle wrote; choose another folder"),
+        ("llama.cpp", ". is a folder; name the file, like child.gguf"),
+    ],
+)
+def test_export_takes_no_folder_that_holds_anything_else(
+    run, result: Result, tmp_path, monkeypatch: pytest.MonkeyPatch, engine, sentence
+) -> None:
+    (here := tmp_path / "mine").mkdir()
+    (here / "notes.txt").write_text("all my work")
+    monkeypatch.chdir(here)
+    folder = result.run.folder.resolve()
+    code, _, err = run("export", folder, "--budget", result.name, "--for", engine, "--out", ".")
+    assert code == 2
+    assert sentence in err
+    assert err.count("\n") == 1
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine", "notes.txt"]
+
+
 def test_budgets_and_doctor_say_what_there_is(run) -> None:
     code, out, _ = run("budgets")
     assert code == 0

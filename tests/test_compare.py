@@ -150,6 +150,22 @@ def test_a_checkpoint_needs_a_parent_of_its_vocabulary(
         puzzle_evaluate(str(tmp_path / "empty"), parent=tiny_parent, out=tmp_path / "run")
 
 
+def test_a_model_whose_logits_are_more_than_its_head_is_not_compared(
+    tiny_parent: str, tmp_path: Path
+) -> None:
+    """As a child, and its family is none of a parent's."""
+    config = transformers.GraniteConfig(
+        vocab_size=4096, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, logits_scaling=8.0,
+    )  # fmt: skip
+    transformers.GraniteForCausalLM(config).save_pretrained(tmp_path / "scaled")
+    scaled = str(tmp_path / "scaled")
+    with pytest.raises(PuzzleError, match=r"scaled makes its logits of more than a norm and a hea"):
+        puzzle_evaluate(scaled, parent=tiny_parent, out=tmp_path / "run")
+    with pytest.raises(PuzzleError, match=r"scaled is of the family 'granite'; supported families"):
+        puzzle_evaluate(tiny_parent, parent=scaled, out=tmp_path / "run")
+
+
 def test_logits_in_parts_are_the_logits_whole(
     tiny_parent: str, other: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
