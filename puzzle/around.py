@@ -4,7 +4,8 @@ The target stays the parent p, the point is the child q, so KL(p || q) has a fir
 d the change a block makes to the child's stream after its layer, g1 the gradient of KL(p || q)
 there and g the Fisher gradients of labels drawn from q, a block changes it by about
 `g1.d + 1/2 E (g.d)^2` a token. It may be negative: the child gets nearer to the parent. The child's
-own block scores zero.
+own block scores zero. Where a block changes both halves, the changes of each are added: blocks of a
+layer then take a forward a half instead of one a pair.
 
 Children that have lost a lot are far from quadratic: the form explodes where gradients are large,
 and the slope promises what the next step of its size would take back. So the curvature is bounded
@@ -25,7 +26,7 @@ from torch import nn
 from puzzle import records
 from puzzle.blocks.variant import Block
 from puzzle.export.modeling_puzzle import PuzzleLayer
-from puzzle.fisher import per_token, relative_change
+from puzzle.fisher import dot, relative_change
 from puzzle.library import Library
 from puzzle.progress import track
 from puzzle.score import outputs
@@ -104,15 +105,29 @@ def _sweep_down(child: Child, samples: int, seed: int) -> Iterator[tuple[int, to
 def _score_layer(
     child: Child, layer: int, blocks: Sequence[Block], gradient: torch.Tensor
 ) -> dict[Block, float]:
+    library, own = child.library, child.blocks[layer]
     enter, leave = _stream(child, layer), _stream(child, layer + 1)
-    first, samples = gradient[0].float(), gradient[1:]
-    found = {}
-    for block, output in outputs(child.library, layer, blocks, enter):
-        change = output - leave
-        slope = float((first * change.float()).sum(-1).mean())
-        form = float(per_token(samples, change).mean())
-        found[block] = damped(slope, form, relative_change(change, leave))
-    return {**found, child.blocks[layer]: 0.0}
+    parts = {block: _parts(block, own, whole=library.coupled) for block in blocks}
+    wanted = list(dict.fromkeys(part for each in parts.values() for part in each))
+    products, changes = {}, {}
+    for part, output in outputs(library, layer, wanted, enter):
+        products[part] = dot(gradient, output - leave)
+        changes[part] = relative_change(output - leave, leave)
+
+    def loss(parts: Sequence[Block]) -> float:
+        product_KST = torch.stack([products[part] for part in parts]).sum(dim=0)
+        slope, form = product_KST[0].mean(), product_KST[1:].square().mean() / 2
+        return damped(float(slope), float(form), sum(changes[part] for part in parts))
+
+    return {block: loss(each) if each else 0.0 for block, each in parts.items()}
+
+
+def _parts(block: Block, own: Block, *, whole: bool) -> list[Block]:
+    """What a block changes of the child's own: its attention, and its FFN, as if one by one."""
+    changed = (
+        [block] if whole else [Block(block.attention, own.ffn), Block(own.attention, block.ffn)]
+    )
+    return [part for part in changed if part != own]
 
 
 def damped(slope: float, form: float, change: float) -> float:

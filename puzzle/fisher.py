@@ -18,12 +18,12 @@ SCALE, FISHER_POWER, CHANGE_POWER = 2.6, 0.66, 0.45
 
 def per_token(gradient_KSTD: torch.Tensor, change_STD: torch.Tensor) -> torch.Tensor:
     """`1/2 mean_k (g . d)^2` averaged over the tokens of each sequence [S]."""
-    return _products(gradient_KSTD, change_STD).square().mean(dim=(0, 2)) / 2
+    return dot(gradient_KSTD, change_STD).square().mean(dim=(0, 2)) / 2
 
 
 def per_sequence(gradient_KSTD: torch.Tensor, change_STD: torch.Tensor) -> torch.Tensor:
     """`1/2 mean_k (sum_t g . d)^2` divided by the tokens of each sequence [S]; unbiased."""
-    products = _products(gradient_KSTD, change_STD)
+    products = dot(gradient_KSTD, change_STD)
     return products.sum(dim=2).square().mean(dim=0) / (2 * products.shape[2])
 
 
@@ -43,5 +43,6 @@ def relative_change(change_STD: torch.Tensor, stream_STD: torch.Tensor) -> float
     return float(shares.mean())
 
 
-def _products(gradient_KSTD: torch.Tensor, change_STD: torch.Tensor) -> torch.Tensor:
+def dot(gradient_KSTD: torch.Tensor, change_STD: torch.Tensor) -> torch.Tensor:
+    """`g . d` of every sample and token [K, S, T]."""
     return torch.einsum("kstd,std->kst", gradient_KSTD.float(), change_STD.float())

@@ -41,7 +41,7 @@ def further(
 def _round(library: Library, menu: Menu, center: Choice, draws: tuple[int, int]) -> Choice:
     """The nearest to the parent of the children around a center."""
     samples, seed = draws
-    inputs = fingerprint("damped around", menu.digest(), center.as_record()["blocks"], draws)
+    inputs = fingerprint("around by halves", menu.digest(), center.as_record()["blocks"], draws)
     space = [list(options) for options in menu.losses]
     child = Child(library, center.blocks)
     losses = around(child, space, samples=samples, seed=seed, inputs=inputs)

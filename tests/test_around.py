@@ -33,7 +33,7 @@ def test_a_score_is_the_change_of_the_childs_kl(library: Library) -> None:
     ]
     predicted, true = map(torch.tensor, zip(*pairs))
     assert min(true) < 0 < max(true)
-    assert float((predicted - true).norm() / true.norm()) < 0.45
+    assert float((predicted - true).norm() / true.norm()) < 0.5
     assert all(losses[layer][block] == 0 for layer, block in enumerate(CENTER))
 
 
