@@ -17,7 +17,7 @@ from puzzle.choose import choose
 from puzzle.library import Library
 from puzzle.menu import Choice, Menu
 from puzzle.swap import Blocks
-from puzzle.trial import trial
+from puzzle.trial import measured, trial
 
 WEIGHTS = (1.0, 0.7, 0.5, 0.35, 0.25, 1.4, 2.0)  # of FFN losses; the sum itself first
 
@@ -25,8 +25,8 @@ WEIGHTS = (1.0, 0.7, 0.5, 0.35, 0.25, 1.4, 2.0)  # of FFN losses; the sum itself
 def finalists(library: Library, menu: Menu, count: int) -> list[Choice]:
     """Up to `count` children with their measured KL, nearest to the parent first.
 
-    One is the best by the sum of scores, unless told otherwise; its loss, as that of all, is this
-    sum. The proof is of the program at the weight that found it.
+    The best by the sum of scores is among them, and this sum is the loss of each. Its proof is of
+    the program at the weight that found it.
     """
     own = library.parent.blocks
     best = {weight: _best(menu, own, weight, 1)[0] for weight in WEIGHTS[:count]}
@@ -35,7 +35,7 @@ def finalists(library: Library, menu: Menu, count: int) -> list[Choice]:
     more = _best(menu, own, weight, 1 + count - len(tried)) if len(tried) < count else []
     known = {choice.blocks for choice in tried}
     tried += trial(library, [choice for choice in more if choice.blocks not in known])
-    return sorted(tried, key=lambda choice: choice.measured_kl or 0.0)
+    return sorted(tried, key=measured)
 
 
 def weighed(menu: Menu, own: Blocks, weight: float) -> Menu:

@@ -18,7 +18,7 @@ from puzzle.library import Library
 from puzzle.menu import Choice, Menu, Region
 from puzzle.run import fingerprint
 from puzzle.swap import Blocks
-from puzzle.trial import trial
+from puzzle.trial import measured, trial
 
 RADII = (1, 2, 3, 4, 6, 8, 12)  # layers that may change at once
 OTHERS = 8  # children measured at the best radius
@@ -64,9 +64,3 @@ def _measured(
             found[choice.blocks] = replace(choice, loss=measured(center) + choice.loss)
     found.pop(center.blocks, None)
     return trial(library, list(found.values()))
-
-
-def measured(choice: Choice) -> float:
-    """The KL measured for a choice that has been tried."""
-    assert choice.measured_kl is not None
-    return choice.measured_kl

@@ -44,5 +44,11 @@ def trial(library: Library, finalists: Sequence[Choice]) -> list[Choice]:
         own, best = kls[blocks], kls[standing[0]]
         return float(own.mean() + best.mean() - best[: len(own)].mean())
 
-    measured = [replace(choice, measured_kl=estimate(choice.blocks)) for choice in finalists]
-    return sorted(measured, key=lambda choice: choice.measured_kl or 0.0)
+    tried = [replace(choice, measured_kl=estimate(choice.blocks)) for choice in finalists]
+    return sorted(tried, key=measured)
+
+
+def measured(choice: Choice) -> float:
+    """The KL measured for a choice that has been tried."""
+    assert choice.measured_kl is not None
+    return choice.measured_kl
