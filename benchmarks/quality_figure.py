@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
 import record
 from matplotlib.figure import Figure
+from quality_methods import ASSEMBLED, OURS
+from quality_methods import UNIFORM as UNIFORM_CHILD
 
 from puzzle.figures import CHILD, HEALED, PARENT, UNIFORM
 
-OURS = {"puzzle": CHILD, "uniform": UNIFORM}
-MARKS = "osD^vP*Xdh"
+COLORS = {OURS: CHILD, UNIFORM_CHILD: UNIFORM}
+MARKS = "osD^vP*Xdh<>p"
 MEASURED = {"time": "time_share", "parameters": "params_share"}  # of a goal
 
 
@@ -22,7 +25,8 @@ def draw(rows: Sequence[dict[str, Any]]) -> None:
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     methods = sorted({row["method"] for row in rows})
     for axis, (of, share) in zip(axes, panels):
-        for mark, method in zip(MARKS, methods):
+        for mark, method in zip(cycle(MARKS), methods):
+            own = method.removesuffix(ASSEMBLED)
             for tokens in (0, *{row["healed_tokens"] for row in rows if row["healed_tokens"]}):
                 points = sorted(
                     (row[share], row["kl"])
@@ -30,10 +34,10 @@ def draw(rows: Sequence[dict[str, Any]]) -> None:
                     if (row["of"], row["method"], row["healed_tokens"]) == (of, method, tokens)
                     and share in row  # its time may have to be taken yet
                 )
-                color = (HEALED if tokens else OURS[method]) if method in OURS else PARENT
+                color = HEALED if tokens and own in COLORS else COLORS.get(own, PARENT)
                 label = f"{method}, healed" if tokens else method
                 if points:
-                    line = "-" if method in OURS else ":"
+                    line = "-" if method in COLORS else "--" if own in COLORS else ":"
                     axis.plot(*zip(*points), line, marker=mark, color=color, label=label)
         axis.set_xlabel(f"{of} of the parent's, measured")
         axis.set_yscale("log")
