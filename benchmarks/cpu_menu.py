@@ -75,7 +75,7 @@ def cpu_menu(bench: Bench, budget: Budget) -> Menu:
 
 
 def searched(bench: Bench, menu: Menu) -> Choice:
-    """The child of a search: of the best by their scores the best measured, then in rounds."""
+    """The child of a search: the nearest of its finalists, then in rounds."""
 
     def best() -> dict[str, Any]:
         first = finalists(bench.library, menu, FINALISTS)[0]
