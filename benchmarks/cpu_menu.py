@@ -10,7 +10,7 @@ import throughput_cpu
 from scoring_bench import DTYPE, MODEL, Bench, Scale, fisher
 
 from puzzle.budget import Budget
-from puzzle.config import Mend, Scoring, Space
+from puzzle.config import Mend, Space
 from puzzle.finalists import finalists
 from puzzle.hardware.price import cost_source, price
 from puzzle.hardware.profile import Profile
@@ -79,7 +79,7 @@ def searched(bench: Bench, menu: Menu) -> Choice:
 
     def best() -> dict[str, Any]:
         first = finalists(bench.library, menu, FINALISTS)[0]
-        later = further(bench.library, menu, first, ROUNDS, Scoring(samples=bench.scale.samples))
+        later = further(bench.library, menu, first, ROUNDS)
         return [first, *later][-1].as_record()
 
     inputs = fingerprint("at several weights", menu.digest(), FINALISTS, ROUNDS)

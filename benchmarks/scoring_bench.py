@@ -17,7 +17,7 @@ from puzzle.assemble import assemble, from_weights
 from puzzle.blocks.variant import NOTHING
 from puzzle.budget import Budget
 from puzzle.choose import choose
-from puzzle.config import Config, Distill, DType, Mend, Scoring, Space
+from puzzle.config import Config, Distill, DType, Mend, Space
 from puzzle.device import multiplies_bfloat16
 from puzzle.distill import distill
 from puzzle.evaluate import Reading, evaluate
@@ -299,8 +299,7 @@ def rounds(bench: Bench, throughput: str, count: int) -> list[Choice]:
 
     def make() -> list[dict[str, Any]]:
         first = trial(bench.library, [chosen(bench, throughput, "corrected")])[0]
-        scoring = Scoring(samples=bench.scale.samples)
-        later = further(bench.library, made["corrected"], first, count, scoring)
+        later = further(bench.library, made["corrected"], first, count)
         return [choice.as_record() for choice in (first, *later)]
 
     found = bench.step(f"rounds/{throughput}.{count}", make)

@@ -39,10 +39,11 @@ MODEL = "child"  # its trace is that of the last child looked around
 
 @dataclass(frozen=True)
 class Child:
-    """A child of library blocks, one layer at a time."""
+    """A child of library blocks, one layer at a time, on every `step`th scoring sequence."""
 
     library: Library
     blocks: Blocks
+    step: int = 1
 
     def layer(self, layer: int) -> PuzzleLayer:
         """One layer as the child has it."""
@@ -58,12 +59,13 @@ class Child:
 
 
 def around(
-    child: Child, space: Sequence[Sequence[Block]], *, samples: int, seed: int, inputs: str
+    child: Child, space: Sequence[Sequence[Block]], *, seed: int, inputs: str, samples: int = 1
 ) -> tuple[dict[Block, float], ...]:
     """Per layer, by how much each block would change the child's KL, from records where fresh.
 
     Args:
-        inputs: fingerprint of the library, the child and the scoring text.
+        samples: label draws; the form is of second order, so one tells as much as several.
+        inputs: fingerprint of the library, the child, and what it is run on.
     """
     run = child.library.run
     names = [records.scores_around(layer) for layer in range(len(space))]
@@ -140,4 +142,4 @@ def _stream(child: Child, layer: int) -> torch.Tensor:
 
 
 def _parent_stream(child: Child, layer: int) -> torch.Tensor:
-    return child.library.run.load_tensors(records.hidden("scoring", layer))["h"]
+    return child.library.run.load_tensors(records.hidden("scoring", layer))["h"][:: child.step]

@@ -382,7 +382,7 @@ def _choose(
         own = {"blocks": [str(block) for block in parent.blocks], "prediction": asdict(menu.parent)}
         settled, exact = settle(library, menu, found, config.score.exact)
         first = finalists(library, settled, count)
-        later = further(library, settled, first[0], config.choose.rounds, config.score)
+        later = further(library, settled, first[0], config.choose.rounds)
         tried = [choice.as_record() for choice in (*reversed(later), *first)]
         plain = [choice.as_record() for choice in trial(library, uniform(settled)[:count])]
         return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from puzzle.budget import load_budget
-from puzzle.config import Scoring, load_config
+from puzzle.config import load_config
 from puzzle.hardware.price import price
 from puzzle.hardware.throughput import reference_of
 from puzzle.library import Library
@@ -16,8 +16,6 @@ from puzzle.run import CONFIG
 from puzzle.score import scores
 from puzzle.space import layer_blocks
 from puzzle.trial import trial
-
-SCORING = Scoring(samples=4)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +41,7 @@ def poor(library: Library, menu: Menu) -> Choice:
 def test_every_round_ends_nearer_to_the_parent_and_keeps_the_budget(
     library: Library, menu: Menu, poor: Choice
 ) -> None:
-    centers = [poor, *further(library, menu, poor, 4, SCORING)]
+    centers = [poor, *further(library, menu, poor, 4)]
     assert len(centers) > 1
     kls = [centers_kl(library, center) for center in centers]
     assert kls == sorted(kls, reverse=True)
@@ -58,7 +56,7 @@ def centers_kl(library: Library, center: Choice) -> float:
 
 
 def test_one_round_looks_no_further(library: Library, menu: Menu, poor: Choice) -> None:
-    assert further(library, menu, poor, 1, SCORING) == []
+    assert further(library, menu, poor, 1) == []
 
 
 def test_it_ends_where_nothing_nearer_is_found(
@@ -71,5 +69,5 @@ def test_it_ends_where_nothing_nearer_is_found(
         return [poor]
 
     monkeypatch.setattr("puzzle.rounds.trial", trial_of_worse)
-    assert further(library, menu, poor, 5, SCORING) == []
+    assert further(library, menu, poor, 5) == []
     assert len(asked) == 2  # as far as it may reach, then where the best was found
