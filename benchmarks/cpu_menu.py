@@ -31,7 +31,7 @@ SCALE = Scale(
 )
 MEND = Mend(tokens=24 * 10 * SCALE.length, batch_tokens=4_096, dtype=DTYPE)  # 24 steps of ten
 TAUGHT = f"own writing, {SCALE.calibration:,} tokens, blocks distilled on {SCALE.distilled:,}"
-FINALISTS, ROUNDS = 16, 3  # as a search has them unless told otherwise
+FINALISTS, ROUNDS = 16, 5  # as a search has them unless told otherwise
 
 
 def library(work: Path, seed: int = 0) -> Bench:

@@ -165,7 +165,7 @@ class Choose(StrictModel):
     """
 
     finalists: PositiveInt = 16
-    rounds: PositiveInt = 3
+    rounds: PositiveInt = 5
 
 
 class Evaluate(StrictModel):
