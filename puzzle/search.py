@@ -397,7 +397,7 @@ def _choose(
         }
 
     inputs = fingerprint(
-        "solution at several weights",
+        "solution by corrected scores",
         menu.digest(),
         config.choose.model_dump(),
         config.score.model_dump(),
