@@ -2,26 +2,26 @@
 
 Scores around a child (around.py) hold in its neighborhood only, and how far that reaches nobody
 knows beforehand. So the program is solved again inside regions of growing radius, and the best of
-each is measured; then once more by the scores as these measurements correct them (posterior.py).
-The nearest of all is the next round's center. It ends after the rounds asked for, or where none is
-nearer. Scores come from half of the text, as all candidates are measured on the whole of it.
+each is measured; where the nearest to the parent was found, more of the best are. The nearest of
+all is the next round's center. It ends after the rounds asked for, or where none is nearer. Scores
+come from half of the text, as all candidates are measured on the whole of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 
 from puzzle.around import Child, around
 from puzzle.choose import choose
 from puzzle.library import Library
 from puzzle.menu import Choice, Menu, Region
-from puzzle.posterior import posterior
 from puzzle.run import fingerprint
+from puzzle.swap import Blocks
 from puzzle.trial import measured, trial
 
 RADII = (1, 2, 3, 4, 6, 8, 12)  # layers that may change at once
-TURNS = 2  # of measuring one child within each radius
+OTHERS = 8  # children measured at the best radius
 STEP = 2  # every second sequence is looked at
 
 
@@ -42,22 +42,24 @@ def _round(library: Library, menu: Menu, center: Choice, seed: int) -> Choice:
     blocks = center.as_record()["blocks"]
     inputs = fingerprint("around on half of the text", menu.digest(), blocks, seed)
     space = [list(options) for options in menu.losses]
-    losses = around(Child(library, center.blocks, STEP), space, seed=seed, inputs=inputs)
-    tried: list[Choice] = []
-    for _ in range(TURNS):
-        near = replace(menu, losses=posterior(losses, center, tried), removals={})
-        tried += trial(library, _candidates(near, center, tried))
+    child = Child(library, center.blocks, STEP)
+    losses = around(child, space, seed=seed, inputs=inputs)
+    near = replace(menu, losses=losses, removals={})
+    tried = _measured(library, near, center, dict.fromkeys(RADII, 1))
+    if tried:
+        reach = sum(one != other for one, other in zip(tried[0].blocks, center.blocks))
+        tried += _measured(library, near, center, {reach: OTHERS})
     return min([center, *tried], key=measured)
 
 
-def _candidates(menu: Menu, center: Choice, tried: Sequence[Choice]) -> list[Choice]:
-    """The best child within each radius that was not tried yet."""
-    known = {center.blocks, *(choice.blocks for choice in tried)}
-    found = []
-    for radius in RADII:
+def _measured(
+    library: Library, menu: Menu, center: Choice, counts: Mapping[int, int]
+) -> list[Choice]:
+    """So many of the best children within each radius, the center left out, nearest first."""
+    found: dict[Blocks, Choice] = {}
+    for radius, count in counts.items():
         inside = replace(menu, region=Region(center.blocks, radius))
-        fresh = [each for each in choose(inside, 1 + len(known)) if each.blocks not in known]
-        for choice in fresh[:1]:
-            known.add(choice.blocks)
-            found.append(replace(choice, loss=measured(center) + choice.loss))
-    return found
+        for choice in choose(inside, count + 1):
+            found[choice.blocks] = replace(choice, loss=measured(center) + choice.loss)
+    found.pop(center.blocks, None)
+    return trial(library, list(found.values()))

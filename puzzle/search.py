@@ -6,7 +6,7 @@
 4. Choose   one block per layer, the least summed score within the budget, by integer programming,
             on request again with exact scores where picked blocks are in doubt; the best few at
             several weights of FFN to attention losses are measured, and the nearest to the parent
-            is the child, or one still nearer around it, by scores that measured children correct.
+            is the child, or one still nearer around it.
 5. Mend     the assembled child: layer by layer, its last matrices are refit on its own stream and
             the whole layer is distilled there; on request FFNs that follow each other without
             attention are fused.
@@ -397,7 +397,7 @@ def _choose(
         }
 
     inputs = fingerprint(
-        "solution by corrected scores",
+        "solution at several weights",
         menu.digest(),
         config.choose.model_dump(),
         config.score.model_dump(),
