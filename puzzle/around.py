@@ -64,7 +64,7 @@ def around(
     """Per layer, by how much each block would change the child's KL, from records where fresh.
 
     Args:
-        samples: label draws; the form is of second order, so one tells as much as several.
+        samples: label draws; one tells as much as several, as most scores are bounded anyway.
         inputs: fingerprint of the library, the child, and what it is run on.
     """
     run = child.library.run

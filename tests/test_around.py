@@ -71,3 +71,14 @@ def test_a_second_look_is_read_from_the_records(
     first = around(Child(library, CENTER), SPACE, samples=2, seed=0, inputs="again")
     monkeypatch.setattr("puzzle.around.backward", lambda *_: pytest.fail("traced again"))
     assert around(Child(library, CENTER), SPACE, samples=2, seed=0, inputs="again") == first
+
+
+def test_a_look_at_every_second_sequence_is_one_at_a_text_of_these(library: Library) -> None:
+    child = Child(library, CENTER, step=2)
+    around(child, SPACE, seed=0, inputs="half")
+    leave, parents = (
+        library.run.load_tensors(records.hidden("scoring", 0, *model))["h"]
+        for model in ([MODEL], [])
+    )
+    assert 1 <= len(leave) < len(parents)
+    torch.testing.assert_close(leave, parents[::2])
