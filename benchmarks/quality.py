@@ -1,7 +1,7 @@
 """The proof: the search's child of SmolLM2-135M against every alternative at equal cost.
 
     python benchmarks/quality.py WORK [GOAL/METHOD ...]
-    python benchmarks/quality.py WORK library
+    python benchmarks/quality.py WORK library [SEED]
     python benchmarks/quality.py times
 
 Goals are .9, .75, .6 and .5 of the parent's time per request on this CPU (a prompt of 128 tokens
@@ -89,8 +89,13 @@ def taken(work: Path, step: str) -> Row:
 
 @cache
 def contest_of(work: Path, seed: int, *, blocks: bool) -> Contest:
-    """Each seed has a run of its own; the library is only for methods that pick its blocks."""
-    return Contest((scored if blocks else unpruned)(work / f"seed{seed}" if seed else work, seed))
+    """The library is only for methods that pick its blocks."""
+    return Contest((scored if blocks else unpruned)(folder_of(work, seed), seed))
+
+
+def folder_of(work: Path, seed: int) -> Path:
+    """Each seed has a run of its own."""
+    return work / f"seed{seed}" if seed else work
 
 
 def healed(contest: Contest, step: str, entry: Entry) -> Entry:
@@ -247,8 +252,9 @@ def main() -> None:
     torch.set_num_threads(1)
     if sys.argv[1:] == ["times"]:
         times()
-    elif sys.argv[2:] == ["library"]:
-        placed(library)(Path(sys.argv[1]))
+    elif sys.argv[2:3] == ["library"]:
+        seed = int((sys.argv[3:] or ["0"])[0])
+        placed(library)(folder_of(Path(sys.argv[1]), seed), seed)
     else:
         take(Path(sys.argv[1]), sys.argv[2:])
 
