@@ -127,18 +127,20 @@ def _summary(rows: Sequence[Row]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for share in sorted({row["share"] for row in rows}, reverse=True):
         for tokens, suffix in ((0, ""), (HEAL.tokens, "_healed")):
-            ratios = []
+            by_seed: dict[str, list[Any]] = {}
             for seed in SEEDS:
                 alike = [
                     row for row in rows if (row["healed_tokens"], row["seed"]) == (tokens, seed)
                 ]
                 figures = _figures({r["method"]: r for r in alike if r["share"] == share})
                 figures |= _at_equal_size(share, alike)
-                ratios += [figures[RATIO]] if RATIO in figures else []
-                for name, value in figures.items() if seed == SEEDS[0] else ():
-                    found.setdefault(f"{name}{suffix}", {})[share] = value
-            if len(ratios) > 1:
-                found.setdefault(f"{RATIO}_by_seed{suffix}", {})[share] = ratios
+                for name, value in figures.items():
+                    by_seed.setdefault(name, []).append(value)
+                    if seed == SEEDS[0]:
+                        found.setdefault(f"{name}{suffix}", {})[share] = value
+            for name in (RATIO, *OVER_UNIFORM):
+                if len(by_seed.get(name, ())) > 1:
+                    found.setdefault(f"{name}_by_seed{suffix}", {})[share] = by_seed[name]
     return found
 
 

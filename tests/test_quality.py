@@ -118,9 +118,12 @@ def test_seeds_are_summed_up_each_on_its_own(quality: ModuleType) -> None:
     pairs = ((0, [1.0, 3.0]), (1, [2.0, 4.0]))
     rows = [row("puzzle", kls, seed=seed) for seed, kls in pairs]
     rows += [row("minitron", [4.0, 4.0], seed=seed) for seed, _ in pairs]
+    rows += [row("uniform", [2.0, 2.0], seed=seed) for seed, _ in pairs]
     found = quality.summary(rows)
     assert found["kl_over_best_baseline"] == {"0.75": 0.5}
     assert found["kl_over_best_baseline_by_seed"] == {"0.75": [0.5, 0.75]}
+    assert found["kl_over_uniform_mended_by_seed"] == {"0.75": [1.0, 1.5]}
+    assert "kl_over_uniform_refit_by_seed" not in found
 
 
 def test_a_row_says_what_to_time(quality: ModuleType) -> None:
