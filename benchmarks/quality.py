@@ -17,7 +17,7 @@ another run.
 
 WORK is a run directory, not that of `benchmarks/scoring.py`, which has another space; the library
 and scores are made where they are missing and a method picks by them, on a GPU (`gpu/README.md`) in
-minutes, on two cores with bfloat16 in two hours. Two steps that search at once need a WORK each:
+minutes, on two cores with bfloat16 in an hour. Two steps that search at once need a WORK each:
 what is looked around lies at one place in it. Without names, everything is done that
 `results/quality.json` lacks of this text but the healings; a killed run goes on where it was. Last,
 on the CPU that the goals are about, `times` takes the time of every child.
