@@ -255,7 +255,7 @@ def main() -> None:
     if sys.argv[1:] == ["times"]:
         times()
     elif sys.argv[2:3] == ["library"]:
-        seed = int((sys.argv[3:] or ["0"])[0])
+        seed = int(sys.argv[3]) if len(sys.argv) > 3 else SEEDS[0]
         placed(library)(folder_of(Path(sys.argv[1]), seed), seed)
     else:
         take(Path(sys.argv[1]), sys.argv[2:])
