@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import re
 import statistics
-import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from throughput_cpu import FOLDER, WORK, generate
+from throughput_cpu import FOLDER, WORK, request
 
 from puzzle.baselines.minitron.cut import Cut
 from puzzle.blocks.variant import Block
@@ -23,8 +22,7 @@ from puzzle.hardware.measure import random_model
 from puzzle.parent import Parent
 from puzzle.run import Run, fingerprint
 
-REPEATS = 5  # generations of a child and of the parent, in turn
-CPU = torch.device("cpu")
+REPEATS = 3  # requests of a child beside the parent
 CUT = re.compile(r"hidden(\d+)\.heads(\d+)\.kv(\d+)\.ffn(\d+)\.layers([\d_-]+)")
 
 
@@ -52,13 +50,13 @@ class Sized:
 
     def model(self) -> PuzzleForCausalLM:
         """With random weights."""
-        to = {"dtype": torch.float32, "device": CPU}
+        to = {"dtype": torch.float32, "device": torch.device("cpu")}
         return random_model(self.config, list(self.blocks), to)
 
 
 def speed(text: str, parent: Parent) -> dict[str, float]:
     """The speed of the child that a row describes, measured at most once."""
-    asked = fingerprint("request", REPEATS, str(parent.shape), WORK.model_dump(), text)
+    asked = fingerprint("side by side", REPEATS, str(parent.shape), WORK.model_dump(), text)
     found: dict[str, float] = Run(FOLDER).remember(
         f"requests/{asked}", asked, lambda: paired_speed(Sized.described(text, parent), parent)
     )
@@ -66,24 +64,22 @@ def speed(text: str, parent: Parent) -> dict[str, float]:
 
 
 def paired_speed(child: Sized, parent: Parent) -> dict[str, float]:
-    """Time per request over the parent's right after it, and tokens read and made per second.
+    """Time per request over the parent's, and tokens read and made per second.
 
-    The median of the turns' ratios: the clock of a processor drifts by a tenth within a minute, so
-    the fastest of each may come of different clocks.
+    Both answer pass by pass side by side, for the clock of a processor drifts by a tenth within a
+    minute, and are built anew for every request, for where memory puts them moves the ratio by a
+    hundredth. The medians.
     """
-    with CPU:
-        model, whole = child.model(), Sized(parent.config, parent.blocks).model()
-        pairs = [(_request_s(model), _request_s(whole)) for _ in range(REPEATS)]
-    share = statistics.median(own_s / parent_s for own_s, parent_s in pairs)
-    own_s = statistics.median(own_s for own_s, _ in pairs)
+    turns = [_side_by_side_s(child, Sized(parent.config, parent.blocks)) for _ in range(REPEATS)]
+    share = statistics.median(own_s / parent_s for own_s, parent_s in turns)
+    own_s = statistics.median(own_s for own_s, _ in turns)
     return {"time_share": share, "tokens_per_s": WORK.total_tokens / own_s}
 
 
-def _request_s(model: PuzzleForCausalLM) -> float:
-    """CPU seconds of one prompt and its new tokens."""
-    begin = time.process_time()
-    generate(model)
-    return time.process_time() - begin
+def _side_by_side_s(*children: Sized) -> tuple[float, ...]:
+    """Seconds of a request of each."""
+    passes = zip(*(request(child.model()) for child in children), strict=True)
+    return tuple(map(sum, zip(*passes, strict=True)))
 
 
 def probes(whole: Cut) -> list[Cut]:

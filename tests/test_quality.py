@@ -136,6 +136,16 @@ def test_a_row_says_what_to_time(quality: ModuleType) -> None:
     assert set(sized.described(text, parent).blocks) == {Block.parse("gqa2+noop")}
 
 
+def test_a_child_is_timed_beside_its_parent(quality: ModuleType) -> None:
+    module, parent = sys.modules["quality_times"], open_parent("embedded")
+    alike = module.paired_speed(module.Sized(parent.config, parent.blocks), parent)
+    assert alike["time_share"] == pytest.approx(1, abs=0.15)
+    few = replace(Cut.whole(parent.shape), layers=(0, 7))
+    found = module.paired_speed(module.Sized.dense(few, parent), parent)
+    assert found["time_share"] < 0.6
+    assert found["tokens_per_s"] > alike["tokens_per_s"]
+
+
 def test_the_time_of_dense_cuts_is_found_again(quality: ModuleType) -> None:
     dense = sys.modules["quality_times"].DenseTime
     cuts = sys.modules["quality_times"].probes(WHOLE)
