@@ -120,7 +120,19 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
     of_time, of_parameters = (
         _summary([row for row in rows if row["of"] == of]) for of in ("time", "parameters")
     )
-    return {**of_time, "summary_parameters": of_parameters}
+    return {**of_time, **_time_error(rows), "summary_parameters": of_parameters}
+
+
+def _time_error(rows: Sequence[Row]) -> dict[str, float]:
+    """How far the times that children of the library were chosen by are from those measured."""
+    errors = {
+        row["child"]: abs(row["size_share"] / row["time_share"] - 1)
+        for row in rows
+        if row["of"] == "time" and row["method"] not in OTHERS and "time_share" in row
+    }
+    if not errors:
+        return {}
+    return {"time_error_median": round(float(np.median([*errors.values()])), 4)}
 
 
 def _summary(rows: Sequence[Row]) -> dict[str, Any]:

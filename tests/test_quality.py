@@ -34,6 +34,8 @@ def row(method: str, kls: list[float], right: str = "10", **changes: Any) -> dic
         "share": "0.75",
         "method": method,
         "taught": "own writing",
+        "child": f"{method} at {kls}",
+        "size_share": 0.75,
         "time_share": 0.75,
         "params_share": 0.8,
         "healed_tokens": 0,
@@ -124,6 +126,20 @@ def test_seeds_are_summed_up_each_on_its_own(quality: ModuleType) -> None:
     assert found["kl_over_best_baseline_by_seed"] == {"0.75": [0.5, 0.75]}
     assert found["kl_over_uniform_mended_by_seed"] == {"0.75": [1.0, 1.5]}
     assert "kl_over_uniform_refit_by_seed" not in found
+
+
+def test_the_times_that_children_were_chosen_by_are_compared_with_those_measured(
+    quality: ModuleType,
+) -> None:
+    rows = [
+        row("puzzle", [1.0], child="a", size_share=0.72),
+        row("puzzle, not mended", [2.0], child="a", size_share=0.72),  # counts once
+        row("uniform", [1.0], child="b", size_share=0.84),
+        row("greedy", [1.0], child="c", size_share=0.75),
+        row("minitron", [1.0], child="d", size_share=3.0),  # by other prices
+        row("random", [1.0], child="e", of="parameters", size_share=3.0),
+    ]
+    assert quality.summary(rows)["time_error_median"] == pytest.approx(0.04)
 
 
 def test_a_row_says_what_to_time(quality: ModuleType) -> None:
