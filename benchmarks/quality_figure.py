@@ -8,6 +8,7 @@ from typing import Any
 
 import record
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from quality_methods import ASSEMBLED, OURS
 from quality_methods import UNIFORM as UNIFORM_CHILD
 
@@ -43,6 +44,7 @@ def draw(rows: Sequence[dict[str, Any]]) -> None:
         axis.set_xlabel(f"{of} of the parent's, measured")
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
         axis.yaxis.set_minor_formatter("{x:g}")
         axis.grid(alpha=0.3)
     labels = [axis.get_legend_handles_labels() for axis in axes]
