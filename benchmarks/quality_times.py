@@ -50,7 +50,7 @@ class Sized:
 
     def model(self) -> PuzzleForCausalLM:
         """With random weights."""
-        to = {"dtype": torch.float32, "device": torch.device("cpu")}
+        to = {"dtype": torch.float32, "device": "cpu"}
         return random_model(self.config, list(self.blocks), to)
 
 
